@@ -1,0 +1,1 @@
+"""The world, the verifiers, the stages and the recipes: what makes the model."""
