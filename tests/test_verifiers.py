@@ -517,7 +517,8 @@ def test_any_accepted_truth_accepts_its_canonical_answer(kind, data):
 
 FRAGMENTS = [
     "Answer:", "the answer is", "\\boxed{", "{", "}", "<think>", "</think>", "7", "½", "²", "٣", "-", "/", ",", ".",
-    "e9", "\0", "\ud800", "\u200b", " ", "\n", "[", "(", "past", "half", "to", "twenty", "and", "a", "yes", "no", "B", "%",
+    "e9", "\0", "\ud800", "\u200b", " ", "\n", "[", "(", "past",
+    "half", "to", "twenty", "and", "a", "yes", "no", "B", "%",
     "**", "\\frac{", "not", "none", "o'clock",
 ]  # fmt: skip
 fragments = st.sampled_from(FRAGMENTS)
