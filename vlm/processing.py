@@ -5,7 +5,6 @@ first, `<patch_start>` features `<patch_end>` each and `<patch_newline>` after e
 `<im_start>` features `<im_end>` for the global view (the layout of STEP3-VL-10B's released processor).
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -202,7 +201,6 @@ class Step3VLProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
         """As in transformers; and a person who types `<im_patch>` has typed text, not placed a picture."""
-        conversation = copy.copy(conversation)
         if tokenize:
             conversation, typed = _guard_picture_tokens(conversation)
             if typed:
