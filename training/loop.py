@@ -1,0 +1,245 @@
+"""The one training loop: mixture in, checkpoints and curves out; one process or many, killed at any step it goes on.
+
+What a step is stands in `train`, whole. Batches come from `training.data.Steps`, devices from Accelerate.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin, set_seed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional
+
+from training.curves import draw_curves
+from training.data import Steps
+from training.optim import build_optimizer
+from training.recipe import Stage
+
+LOG_EVERY_SECONDS = 10  # of the plain lines where no terminal shows the bar
+
+
+def faster_precision(device: torch.device) -> str:
+    """`bf16` where this device multiplies faster in bfloat16 than in float32, else `no`; measured, not looked up."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(256, 256, dtype=dtype, device=device)
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            (a @ a).sum().item()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) else "no"
+
+
+def learning_rate_factor(stage: Stage, step: int) -> float:
+    """Of the peak rate at `step` (from 0): linear warm-up, then a cosine to `final_learning_rate`."""
+    if step < stage.warmup_steps:
+        return (step + 1) / stage.warmup_steps
+    progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    return stage.final_learning_rate + (1 - stage.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_accelerator(stage: Stage, *, fsdp: bool = False, trackers: str | None = None, out: Path) -> Accelerator:
+    """An `Accelerator` for the stage; FSDP2 with one wrapped layer a unit when `fsdp`."""
+    from accelerate import PartialState
+
+    precision = faster_precision(PartialState().device) if stage.precision == "auto" else stage.precision
+    plugin = None
+    if fsdp and torch.cuda.is_available():
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT",
+            activation_checkpointing=stage.gradient_checkpointing,
+        )  # fmt: skip
+    return Accelerator(mixed_precision=precision, fsdp_plugin=plugin, log_with=trackers, project_dir=str(out))
+
+
+def train(
+    name: str,
+    stage: Stage,
+    model: torch.nn.Module,
+    processor,
+    out: Path,
+    *,
+    loss_on: str,
+    seed: int = 0,
+    fsdp: bool = False,
+    trackers: str | None = None,
+    workers: int = 1,
+) -> Path:
+    """Trains `model` as `stage` says and writes it to `out/model`, resuming from `out` if it was interrupted.
+
+    Args:
+        name: what the log and the bar call this stage.
+        loss_on: `all` or `assistant`, see `training.data.encode_conversation`.
+        trackers: any Accelerate tracker's name (`tensorboard`, `wandb`, ...), or None.
+        workers: processes that make batches ahead; 0 makes them in this one.
+
+    Returns:
+        `out/model`, a `save_pretrained` folder with the processor beside the weights.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)
+    accelerator = make_accelerator(stage, fsdp=fsdp, trackers=trackers, out=out)
+    console = Console(stderr=True, quiet=not accelerator.is_main_process)
+    if stage.gradient_checkpointing and not fsdp:
+        model.gradient_checkpointing_enable()
+    if stage.compile:
+        # Layer by layer and in place: names of weights stay, and one compiled layer serves all of its kind.
+        for layer in [*model.model.vision_model.layers, *model.model.language_model.layers]:
+            layer.compile(dynamic=True)
+    optimizer = build_optimizer(model, stage.optimizer)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    model.train()
+    if trackers:
+        accelerator.init_trackers("triptych", config=stage.model_dump())
+
+    log_path = out / "log.jsonl"
+    first = _resume(accelerator, out)
+    _truncate_log(log_path, first)
+    if first:
+        console.print(f"{name}: resuming at step {first} of {stage.steps}")
+    data = Steps(stage, processor, loss_on, seed, accelerator.process_index, accelerator.num_processes)
+    batches = iter(data.loader(first, workers))
+    log = log_path.open("a", encoding="utf-8") if accelerator.is_main_process else None
+    saved_at = told_at = time.monotonic()
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[status]}"), console=console)  # fmt: skip
+    with bar:
+        task = bar.add_task(name, total=stage.steps, completed=first, status="")
+        for step in range(first, stage.steps):
+            started = time.perf_counter()
+            micro_batches = next(batches)
+            waited = time.perf_counter() - started
+            factor = learning_rate_factor(stage, step)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+
+            # The loss is the mean over the tokens of the whole step, wherever they are: sums here, one division.
+            tokens = torch.tensor(sum(len(b["targets"]) for b in micro_batches), device=accelerator.device)
+            tokens = int(accelerator.reduce(tokens, "sum"))
+            total = torch.zeros((), device=accelerator.device)
+            for index, batch in enumerate(micro_batches):
+                batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+                keep, targets = batch.pop("keep"), batch.pop("targets")
+                last = index == len(micro_batches) - 1
+                with accelerator.autocast(), _synchronised(accelerator, model, last):
+                    logits = model(**batch, logits_to_keep=keep, use_cache=False).logits
+                    loss = functional.cross_entropy(logits.float(), targets, reduction="sum") / tokens
+                    # Data parallelism averages gradients over processes; the mean over tokens wants their sum.
+                    accelerator.backward(loss * accelerator.num_processes)
+                total += loss.detach()
+            norm = accelerator.clip_grad_norm_(model.parameters(), stage.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            total = float(accelerator.reduce(total, "sum"))
+            if not math.isfinite(total):
+                raise FloatingPointError(
+                    f"{name}: the loss is {total} at step {step}; lower the learning rate or start from an earlier "
+                    f"checkpoint in {out}."
+                )
+            seconds = time.perf_counter() - started
+            record = {"stage": name, "step": step, "loss": total, "grad_norm": float(norm), "factor": factor,
+                      "tokens": tokens, "samples": stage.batch_size, "seconds": round(seconds, 4),
+                      "waited": round(waited, 4)}  # fmt: skip
+            if log:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+            if trackers:
+                accelerator.log({"loss": total, "grad_norm": float(norm), "learning_rate": peaks[0] * factor}, step)
+            status = f"loss {total:.3f}  {stage.batch_size / seconds:.1f} samples/s"
+            bar.update(task, completed=step + 1, status=status)
+            now = time.monotonic()
+            if not console.is_terminal and (now - told_at > LOG_EVERY_SECONDS or step + 1 == stage.steps):
+                console.print(f"{name} {step + 1}/{stage.steps}  {status}", highlight=False)
+                told_at = now
+            due = now - saved_at > stage.checkpoint_minutes * 60
+            # One clock decides for all processes.
+            due = bool(accelerator.reduce(torch.tensor(float(due), device=accelerator.device), "max"))
+            if due and step + 1 < stage.steps:
+                _save(accelerator, out, step + 1)
+                saved_at = time.monotonic()
+    if log:
+        log.close()
+    _write_model(accelerator, model, processor, out)
+    if accelerator.is_main_process:
+        draw_curves([log_path], out / "curves.png")
+        for stale in out.glob("checkpoint-*"):
+            shutil.rmtree(stale)
+    if trackers:
+        accelerator.end_training()
+    accelerator.wait_for_everyone()
+    return out / "model"
+
+
+def _synchronised(accelerator: Accelerator, model, last: bool):
+    """Gradients travel between processes with the last micro-batch alone."""
+    from contextlib import nullcontext
+
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def _save(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Writes `checkpoint-STEP` aside and renames it: a kill in the middle leaves the last whole one."""
+    partial, final = out / "partial", out / f"checkpoint-{step}"
+    if accelerator.is_main_process and partial.exists():
+        shutil.rmtree(partial)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial), safe_serialization=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.replace(partial, final)
+        for older in _checkpoints(out)[:-1]:
+            shutil.rmtree(out / f"checkpoint-{older}")
+    accelerator.wait_for_everyone()
+
+
+def _checkpoints(out: Path) -> list[int]:
+    return sorted(int(path.name.rpartition("-")[2]) for path in out.glob("checkpoint-*"))
+
+
+def _resume(accelerator: Accelerator, out: Path) -> int:
+    """Loads the newest checkpoint; the number of steps it has behind it, 0 without one."""
+    found = _checkpoints(out)
+    if not found:
+        return 0
+    accelerator.load_state(str(out / f"checkpoint-{found[-1]}"))
+    return found[-1]
+
+
+def _truncate_log(path: Path, first: int) -> None:
+    """Drops what a killed run logged after its last checkpoint; those steps are about to be done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < first:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break  # the line at which it was killed
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _write_model(accelerator: Accelerator, model, processor, out: Path) -> None:
+    """`out/model`, whole or not at all: its presence says that the stage is done."""
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        partial = out / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(partial, state_dict=state)
+        processor.save_pretrained(partial)
+        os.replace(partial, out / "model")
+    accelerator.wait_for_everyone()

@@ -1,0 +1,163 @@
+"""Recipes: what is trained, on what, for how long. Typed, so that a bad key is a clear error before any work starts."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the field, the value and the remedy."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class World(_Strict):
+    """Samples drawn by `training.world`.
+
+    Attributes:
+        split: `train`; others are for evaluation and refused here.
+        families: which families, None for all.
+        modality: `picture`, or `text` for the twin without a picture.
+        task: `question`, `transcribe` or `locate`.
+    """
+
+    split: Literal["train"] = "train"
+    families: list[str] | None = None
+    modality: Literal["picture", "text"] = "picture"
+    task: Literal["question", "transcribe", "locate"] = "question"
+
+    @model_validator(mode="after")
+    def _known_families(self):
+        from training.world import FAMILIES
+
+        unknown = set(self.families or ()) - set(FAMILIES)
+        if unknown:
+            raise ValueError(f"no families named {sorted(unknown)}; there are {', '.join(FAMILIES)}")
+        return self
+
+
+class Source(_Strict):
+    """One part of a mixture: the world, or a `datasets` folder or hub id of conversations.
+
+    Attributes:
+        weight: its share of the samples, relative to the other parts.
+        dataset: a folder written by `datasets.save_to_disk`, a folder of parquet or JSON files, or a hub id; its rows
+            have `messages` (or `conversation`) in the ecosystem's shape and, with pictures, `images`.
+        split: which split of `dataset`.
+    """
+
+    weight: float = Field(gt=0)
+    world: World | None = None
+    dataset: str | None = None
+    split: str = "train"
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        if (self.world is None) == (self.dataset is None):
+            raise ValueError("a mixture's part needs exactly one of `world` and `dataset`")
+        return self
+
+
+class Phase(_Strict):
+    """`steps` optimizer steps on one mixture."""
+
+    steps: int = Field(gt=0)
+    mixture: list[Source] = Field(min_length=1)
+
+
+class Optimizer(_Strict):
+    """AdamW, or Muon for the matrices with AdamW for the rest.
+
+    Attributes:
+        learning_rate: AdamW's peak.
+        matrix_learning_rate: Muon's peak; used with `name: muon` alone.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    matrix_learning_rate: float = Field(0.02, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Stage(_Strict):
+    """The values of one stage of training.
+
+    Attributes:
+        batch_size: samples an optimizer step, over all processes.
+        gradient_accumulation_steps: into how many parts a process splits its share of the batch.
+        row_length: tokens of a packed row; a longer sample makes its own row longer, up to `max_length`.
+        max_length: samples with more tokens are an error.
+        warmup_steps: of linear rise; then a cosine down to `final_learning_rate` times the peak.
+        precision: `auto` takes bfloat16 where this machine multiplies faster in it, else float32.
+        checkpoint_minutes: time between two checkpoints; one is also written at the end.
+    """
+
+    phases: list[Phase] = Field(min_length=1)
+    batch_size: int = Field(gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    row_length: int = Field(256, gt=0)
+    max_length: int = Field(2048, gt=0)
+    optimizer: Optimizer = Optimizer()
+    warmup_steps: int = Field(0, ge=0)
+    final_learning_rate: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_minutes: float = Field(5.0, gt=0)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+class Model(_Strict):
+    """Where the weights start: a preset with fresh weights, or a checkpoint (directory or hub id)."""
+
+    preset: str | None = None
+    from_pretrained: str | None = None
+    tokenizer: str | None = None
+    text_config: dict = {}
+    vision_config: dict = {}
+
+    @model_validator(mode="after")
+    def _one_start(self):
+        if (self.preset is None) == (self.from_pretrained is None):
+            raise ValueError("`model` needs exactly one of `preset` and `from_pretrained`")
+        return self
+
+
+class Recipe(_Strict):
+    """Everything a run needs. `stages` in the order in which `all` runs them."""
+
+    name: str
+    seed: int = 0
+    model: Model
+    fsdp: bool = False
+    stages: dict[Literal["pretrain", "sft"], Stage]
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Reads a recipe shipped with the project by name, or any YAML file; raises `RecipeError`."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"no recipe {name_or_path!r}: give a YAML file or one of {shipped}.")
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        lines = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()
+        )
+        raise RecipeError(f"recipe {path}: {lines}") from None
