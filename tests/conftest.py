@@ -1,0 +1,45 @@
+"""What every test relies on: nothing is fetched, a laptop's share of threads, and the reference data if it is there."""
+
+import os
+from pathlib import Path
+
+# Read by the libraries when they are imported, hence set before any of them is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+# The models of the tests are tiny: more threads than this only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+from hypothesis import settings
+
+# A busy machine is no reason for a property to fail; nor may a failure depend on the day's random seed.
+settings.register_profile("triptych", deadline=None, derandomize=True)
+settings.load_profile("triptych")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference data beside the repository (facts and golden files of the released models)."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"the reference data is not there: no folder {path.name}/ beside the repository")
+    return path
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The app's model replaced by a `Script`, and every word of it sent to the page at once."""
+    from scripted_model import Script
+
+    import app
+
+    script = Script()
+    monkeypatch.setattr(app, "load", script.load)
+    monkeypatch.setattr(app, "stream_answer", script.stream)
+    monkeypatch.setattr(app, "REFRESH_SECONDS", 0.0)
+    return script

@@ -1,0 +1,214 @@
+"""The panel Ask: its events called directly, with a model whose text is written in `scripted_model.py`."""
+
+import io
+import socket
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image, ImageDraw
+from scripted_model import ANSWER, picture_file
+
+import app
+from training.world import draw_sample
+
+HERE = SimpleNamespace(session_hash="here")
+
+
+@pytest.fixture
+def panel(script, tmp_path, monkeypatch) -> app.AskPanel:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    return app.AskPanel(app.Models(), samples=[draw_sample(seed, family="count") for seed in range(2)])
+
+
+def ask(panel, kept=None, drawing=None, drawing_chosen=False, question="How many?", truth=None, answers=()):
+    return list(panel.ask(kept, drawing, drawing_chosen, question, truth, "mini", list(answers), HERE))
+
+
+def line(update) -> str:
+    """The notice of an update; empty when the update hides it."""
+    return update.value if update.visible else ""
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("kind", ["png", "cmyk", "palette", "sixteen", "rgba", "animated", "rotated"])
+def test_uploads_are_shown_as_the_model_sees_them(panel, tmp_path, kind):
+    if kind == "sixteen":
+        path = tmp_path / "grey.png"
+        Image.new("I;16", (40, 30), 65535).save(path)
+    elif kind == "rotated":
+        exif = Image.Exif()
+        exif[274] = 6
+        path = picture_file(tmp_path, "photo.jpg", exif=exif)
+    elif kind == "animated":
+        frames = [Image.new("RGB", (40, 30), "green")]
+        path = picture_file(tmp_path, "film.gif", save_all=True, append_images=frames)
+    else:
+        name = "print.jpg" if kind == "cmyk" else "scene.png"
+        path = picture_file(tmp_path, name, {"cmyk": "CMYK", "palette": "P", "rgba": "RGBA"}.get(kind, "RGB"))
+    shown, kept, truth, notice = panel.take_picture(str(path), None)
+    assert shown == kept and truth is None and not line(notice)
+    with Image.open(shown) as picture:
+        assert picture.mode == "RGB"
+        assert picture.size == ((30, 40) if kind == "rotated" else (40, 30))
+        assert (picture.getpixel((2, 2)) == (255, 255, 255)) == (kind == "sixteen")
+        assert picture.tobytes() == app.open_picture(path).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "huge"])
+def test_a_bad_upload_is_one_line_and_the_earlier_picture_stays(panel, tmp_path, kind):
+    path = tmp_path / "bad.png"
+    data = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(data, "PNG")
+    if kind == "huge":  # the declared size stands in bytes 16 to 24
+        data = data.getvalue()[:16] + (20000).to_bytes(4) * 2 + data.getvalue()[24:]
+    else:
+        data = {"text": b"no picture at all", "empty": b"", "truncated": data.getvalue()[:3000]}[kind]
+    path.write_bytes(data)
+    shown, kept, truth, notice = panel.take_picture(str(path), "earlier.png")
+    assert shown == kept == "earlier.png"
+    assert truth == app.gr.skip()
+    assert "bad.png" in line(notice) and str(tmp_path) not in line(notice) and "\n" not in line(notice)
+
+
+def test_the_component_hands_over_the_file_unread(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture at all")
+    payload = SimpleNamespace(path=str(broken), url=None)
+    assert app.picture_input().preprocess(payload) == str(broken)
+    assert app.picture_input().preprocess(None) is None
+
+
+def test_a_sketch_counts_once_something_is_drawn(panel):
+    blank, drawn = Image.new("RGBA", (512, 512)), Image.new("RGBA", (512, 512))
+    ImageDraw.Draw(drawn).ellipse((100, 100, 300, 300), fill="red")
+    composite = Image.alpha_composite(app.WHITE.convert("RGBA"), drawn)
+    assert app.drawn_picture(None) is None
+    assert app.drawn_picture({"background": app.WHITE, "layers": [], "composite": app.WHITE}) is None
+    assert app.drawn_picture({"background": app.WHITE, "layers": [blank], "composite": app.WHITE}) is None
+    path = app.drawn_picture({"background": app.WHITE, "layers": [drawn], "composite": composite})
+    with Image.open(path) as picture:
+        assert picture.getpixel((200, 200)) == (255, 0, 0) and picture.getpixel((5, 5)) == (255, 255, 255)
+
+
+# Answers
+
+
+def test_an_answer_streams_with_its_reasoning_folded(panel, script, tmp_path):
+    path = str(picture_file(tmp_path))
+    before = [{"role": "user", "content": "earlier"}]
+    updates = ask(panel, path, answers=before, question="  How many? ")
+    question, reasoning, answer = updates[-1][0][1:]
+    assert updates[-1][0][0] == before[0]
+    assert question["content"] == [{"path": path, "alt_text": "The picture"}, "How many?"]
+    assert reasoning["metadata"] == {"title": "Reasoning", "status": "done"}
+    assert "# . # &lt;b&gt;" in reasoning["content"]
+    assert answer == {"role": "assistant", "content": ANSWER}
+    statuses = [message["metadata"]["status"] for update in updates for message in update[0] if "metadata" in message]
+    assert statuses[0] == "pending" and statuses == sorted(statuses, reverse=True)
+    [[turn]] = script.asked
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
+    assert turn["content"][0]["image"].tobytes() == app.open_picture(path).tobytes()
+    assert turn["content"][1]["text"] == "How many?"
+
+
+def test_the_sketch_is_asked_about_while_its_tab_is_open(panel, script, tmp_path):
+    drawn = Image.new("RGBA", (512, 512), "green")
+    drawing = {"background": app.WHITE, "layers": [drawn], "composite": drawn}
+    ask(panel, str(picture_file(tmp_path)), drawing, drawing_chosen=True)
+    assert script.asked[0][0]["content"][0]["image"].getpixel((9, 9)) == (0, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "no picture yet"),
+        ({"drawing_chosen": True, "kept": "PICTURE"}, "no picture yet"),
+        ({"kept": "PICTURE", "question": " \n"}, "no question yet"),
+        ({"kept": "vanished.png"}, "vanished.png"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_one_line(panel, script, tmp_path, changes, words):
+    if changes.get("kept") == "PICTURE":
+        changes = {**changes, "kept": str(picture_file(tmp_path))}
+    before = [{"role": "user", "content": "earlier"}]
+    [(answers, notice)] = ask(panel, answers=before, **changes)
+    assert answers == before and words in line(notice) and not script.asked
+
+
+def test_a_prompt_too_long_for_the_model_is_one_line(panel, script, tmp_path, monkeypatch):
+    def too_long(*args, **kwargs):
+        raise ValueError("the prompt takes 9000 tokens; shorten it.")
+        yield
+
+    monkeypatch.setattr(app, "stream_answer", too_long)
+    *_, (answers, notice) = ask(panel, str(picture_file(tmp_path)))
+    assert answers == [] and "9000 tokens" in line(notice)
+
+
+def test_stop_keeps_what_was_written(panel, tmp_path):
+    panel.start(HERE)
+    updates = panel.ask(str(picture_file(tmp_path)), None, False, "How many?", None, "mini", [], HERE)
+    for answers, _ in updates:
+        if len(answers) == 3:  # question, reasoning, the answer's beginning
+            panel.stop(HERE)
+    assert answers[-1]["content"].endswith("*Stopped.*")
+    assert answers[-1]["content"].startswith("One") and "Answer" not in answers[-1]["content"]
+    assert panel.finish(HERE)[0].interactive and not panel.stops
+
+
+def test_stop_reaches_no_other_reader(panel):
+    panel.start(HERE)
+    panel.stop(SimpleNamespace(session_hash="elsewhere"))
+    assert not panel.stops["here"].is_set()
+
+
+def test_reasoning_without_an_answer_says_so():
+    messages = app.answer_messages("<think>\n1: -", finished=True)
+    assert messages[1]["content"].startswith("*No answer came")
+
+
+def test_growing_text_is_whole_at_the_end_and_not_sent_too_often():
+    shown = list(app.growing(iter("abcdef"), seconds=60))
+    assert shown == ["abcdef"]
+    assert list(app.growing(iter("ab"), seconds=0))[-1] == "ab"
+    assert list(app.growing(iter(""), seconds=0)) == [""]
+
+
+def test_a_sample_brings_its_question_and_the_scenes_answer(panel):
+    sample = panel.samples[1]
+    path, kept, truth, question, *_ = panel.take_sample(SimpleNamespace(index=1))
+    assert path == kept and question == sample.prompt
+    assert ask(panel, kept, question=question, truth=truth)[-1][0][-1]["content"].endswith(f"says: {sample.answer}*")
+    assert ask(panel, kept, question="Another one?", truth=truth)[-1][0][-1]["content"] == ANSWER
+
+
+# Models
+
+
+def test_choosing_a_model(panel):
+    loading, chosen = panel.choose_model(" other ", "mini")
+    assert loading[:2] == ("other", "mini") and "Loading" in loading[2]
+    assert chosen[:2] == ("other", "other") and "1.0 million parameters" in chosen[2] and not line(chosen[3])
+
+
+@pytest.mark.parametrize(("name", "words"), [("nowhere", "nowhere"), ("", "No model was named"), (None, "No model")])
+def test_a_model_that_cannot_be_loaded_leaves_the_earlier_one(panel, name, words):
+    loaded = panel.models.get("mini")
+    *_, (shown, used, about, notice) = panel.choose_model(name, "mini")
+    assert shown == used == "mini" and about == app.ABOUT_MINI and words in line(notice)
+    assert panel.models.get("mini") is loaded
+
+
+def test_a_notice_is_text_not_markup():
+    assert "<img" not in line(app.warn("<img src=x>"))
+
+
+def test_an_unusable_port_is_one_line(script, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port} .* --port"):
+            app.main(port=port)
