@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.verifiers import Verifier, verify
-from training.world import FAMILIES, SPLITS, TASKS, draw_sample
-from training.world import charts, clocks, mazes, numbers, scenes
+from training.world import FAMILIES, SPLITS, TASKS, charts, clocks, draw_sample, mazes, numbers, scenes
 from training.world.rendering import box, outline
 from training.world.sample import stream
 from training.world.sheet import contact_sheet
@@ -35,7 +34,7 @@ def test_equal_arguments_give_equal_samples(seed, family, task):
 
 
 @settings(max_examples=200, deadline=None)
-@given(seeds, st.sampled_from(("train", "test", "held_out", "hard")))
+@given(seeds, st.sampled_from(SPLITS))
 def test_scenes_hold_together(seed, split):
     scene = scenes.draw_scene(stream("t", seed), split)
     things = scene.things
@@ -49,7 +48,7 @@ def test_scenes_hold_together(seed, split):
 
 
 @settings(max_examples=200, deadline=None)
-@given(seeds, st.sampled_from(("train", "test")))
+@given(seeds, st.sampled_from(("easy", "train", "test")))
 def test_training_and_test_never_show_what_is_held_out(seed, split):
     rng = stream("t", seed)
     assert not {(t.colour, t.shape) for t in scenes.draw_scene(rng, split).things} & scenes.HELD_OUT_PAIRS

@@ -102,6 +102,19 @@ class Foreign:
     """End with one JSON line."""
 
 
+@dataclass
+class Publish:
+    """Write a finished run as a checkpoint to ship: bfloat16 weights, processor, and a card with data and scores."""
+
+    recipe: str = "mini"
+    run: Path | None = None
+    """The run's folder; runs/RECIPE by default."""
+    out: Path | None = None
+    """checkpoints/RECIPE by default."""
+    report: Path | None = None
+    """A file that ends with the JSON line of `report --json`, for the card's scores."""
+
+
 Command = (
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
     | Annotated[Sft, tyro.conf.subcommand("sft")]
@@ -111,6 +124,7 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Speed, tyro.conf.subcommand("speed")]
     | Annotated[Foreign, tyro.conf.subcommand("foreign")]
+    | Annotated[Publish, tyro.conf.subcommand("publish")]
 )
 
 
@@ -144,6 +158,12 @@ def run(command) -> None:
             from training.foreign import foreign, print_foreign
 
             print_foreign(foreign(command.model, command.samples, command.out), as_json=command.json)
+        case Publish():
+            from training.publish import publish
+
+            recipe = load_recipe(command.recipe)
+            run_folder = command.run or Path("runs") / recipe.name
+            print(publish(recipe, run_folder, command.out or Path("checkpoints") / recipe.name, command.report))
 
 
 def main() -> None:

@@ -4,14 +4,16 @@ What a step is stands in `train`, whole. Batches come from `training.data.Steps`
 """
 
 import json
+import logging
 import math
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +23,9 @@ from training.curves import draw_curves
 from training.data import Steps
 from training.optim import build_optimizer
 from training.recipe import Stage
+
+# It warns at each checkpoint that the tied head is written once; that is what tying means.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 LOG_EVERY_SECONDS = 10  # of the plain lines where no terminal shows the bar
 
@@ -52,8 +57,6 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
 
 def make_accelerator(stage: Stage, *, fsdp: bool = False, trackers: str | None = None, out: Path) -> Accelerator:
     """An `Accelerator` for the stage; FSDP2 with one wrapped layer a unit when `fsdp`."""
-    from accelerate import PartialState
-
     precision = faster_precision(PartialState().device) if stage.precision == "auto" else stage.precision
     plugin = None
     if fsdp and torch.cuda.is_available():
@@ -186,8 +189,6 @@ def train(
 
 def _synchronised(accelerator: Accelerator, model, last: bool):
     """Gradients travel between processes with the last micro-batch alone."""
-    from contextlib import nullcontext
-
     return nullcontext() if last else accelerator.no_sync(model)
 
 

@@ -20,12 +20,13 @@ def start(recipe: Recipe) -> tuple[Step3VLForConditionalGeneration, Step3VLProce
     """The model and processor that the recipe begins with: a preset with fresh weights, or a checkpoint."""
     if recipe.model.from_pretrained:
         return load(recipe.model.from_pretrained, dtype=torch.float32)
+    changes = {"vision_config": recipe.model.vision_config, "text_config": recipe.model.text_config}
     config = Step3VLConfig.preset(recipe.model.preset)
-    for part, changes in (("vision_config", recipe.model.vision_config), ("text_config", recipe.model.text_config)):
-        for key, value in changes.items():
+    for part, values in changes.items():
+        for key in values:
             if not hasattr(getattr(config, part), key):
                 raise RecipeError(f"model.{part}.{key} is not a field of {type(getattr(config, part)).__name__}.")
-            setattr(getattr(config, part), key, value)
+    config = Step3VLConfig.preset(recipe.model.preset, **changes)
     if recipe.model.tokenizer:
         from transformers import AutoTokenizer
 

@@ -21,13 +21,13 @@ class World(_Strict):
     """Samples drawn by `training.world`.
 
     Attributes:
-        split: `train`; others are for evaluation and refused here.
+        split: `train`, or its first rung `easy`; the others are for evaluation and refused here.
         families: which families, None for all.
         modality: `picture`, or `text` for the twin without a picture.
         task: `question`, `transcribe` or `locate`.
     """
 
-    split: Literal["train"] = "train"
+    split: Literal["easy", "train"] = "train"
     families: list[str] | None = None
     modality: Literal["picture", "text"] = "picture"
     task: Literal["question", "transcribe", "locate"] = "question"
@@ -119,7 +119,12 @@ class Stage(_Strict):
 
 
 class Model(_Strict):
-    """Where the weights start: a preset with fresh weights, or a checkpoint (directory or hub id)."""
+    """Where the weights start: a preset with fresh weights, or a checkpoint (directory or hub id).
+
+    Attributes:
+        tokenizer: of a preset, a folder or hub id; by default the world's own, `training.tokenizer`.
+        text_config, vision_config: fields of a preset that are replaced.
+    """
 
     preset: str | None = None
     from_pretrained: str | None = None

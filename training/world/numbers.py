@@ -10,7 +10,7 @@ from training.world.sample import NotAskable, Question
 
 # Withheld from training: numbers that hold these digit pairs, and sums whose operands' last digits are such a pair.
 HELD_OUT_BIGRAMS = ("47", "83", "16", "59", "20", "72")
-DIGITS = {"train": (2, 5), "test": (2, 5), "held_out": (2, 5), "hard": (6, 8)}
+DIGITS = {"easy": (1, 3), "train": (2, 5), "test": (2, 5), "held_out": (2, 5), "hard": (6, 8)}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def draw_number(rng: random.Random, split: str) -> Written:
     low, high = DIGITS[split]
     while True:
         length = rng.randint(low, high)
-        digits = str(rng.randint(1, 9)) + "".join(str(rng.randint(0, 9)) for _ in range(length - 1))
+        digits = str(rng.randint(0 if length == 1 else 1, 9)) + "".join(str(rng.randint(0, 9)) for _ in range(length - 1))
         if split == "held_out":
             at = rng.randrange(length - 1)
             digits = digits[:at] + rng.choice(HELD_OUT_BIGRAMS) + digits[at + 2 :]

@@ -68,6 +68,9 @@ class Nuisance:
 
 
 def draw_nuisance(rng: random.Random, split: str) -> Nuisance:
+    """What goes with the split: nothing for `easy`, the most for `hard`."""
+    if split == "easy":
+        return Nuisance()
     return Nuisance(
         noise=rng.uniform(8, 22) if split == "hard" else rng.choice((0.0, 0.0, rng.uniform(1, 9))),
         supersampling=rng.choice((1, 3, 3, 3)),

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-# `train` is for training alone. `test` has the same distribution from seeds of its own; `held_out` shows compositions
+# `easy` and `train` are for training alone: `easy` is the first rung, one thing a cell and nothing in the way. `test` has the distribution of `train` from seeds of its own; `held_out` shows compositions
 # (colour-shape pairs, values, times ...) that training never draws; `hard` has more, smaller and noisier of everything.
-SPLITS = ("train", "test", "held_out", "hard")
+SPLITS = ("easy", "train", "test", "held_out", "hard")
 
 
 class NotAskable(Exception):

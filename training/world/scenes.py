@@ -18,7 +18,7 @@ CELL = 1 / GRID
 # Radius by size class; the gaps between the classes keep the words decidable.
 RADII = {"small": (0.042, 0.055), "medium": (0.07, 0.086), "big": (0.102, 0.12)}
 # How many objects a scene holds, by split: the hard one goes on where the others stop.
-COUNTS = {"train": (1, 8), "test": (1, 8), "held_out": (2, 8), "hard": (8, 13)}
+COUNTS = {"easy": (1, 8), "train": (1, 8), "test": (1, 8), "held_out": (2, 8), "hard": (8, 13)}
 # Centres keep this distance from the lines between cells: a thing on the line is in no row or column.
 LINE_MARGIN = 0.025
 
@@ -96,7 +96,7 @@ def draw_scene(rng: random.Random, split: str) -> Scene:
     if split not in COUNTS:
         raise ValueError(f"no split named {split!r}; there are {', '.join(COUNTS)}.")
     low, high = COUNTS[split]
-    layout = rng.choices(("grid", "scatter", "sparse"), (0.6, 0.25, 0.15))[0]
+    layout = "grid" if split == "easy" else rng.choices(("grid", "scatter", "sparse"), (0.6, 0.25, 0.15))[0]
     count = rng.randint(low, high)
     if layout == "sparse" and split != "hard":
         count = min(count, 5)

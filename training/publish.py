@@ -1,0 +1,109 @@
+"""Turns a run into a shipped checkpoint: bfloat16 weights, the processor, and a card that says where they come from."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from training.recipe import Recipe, RecipeError
+from vlm.answering import load
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# {name}
+
+{parameters:.1f} million parameters: a perception encoder, a 16x-downsampling projector and a Qwen3 decoder, trained
+together from fresh weights on drawn scenes. It answers questions about shapes, numbers, charts, clocks and small
+mazes; it has never seen a photograph and cannot chat.
+
+| | |
+| --- | --- |
+| data | `training.world`, split `train`, drawn while training; nothing else |
+| command | `python -m training all --recipe {name}`, then `python -m training publish --recipe {name}` |
+| seed | {seed} |
+| stages | {stages} |
+| samples | {samples:,} ({hours:.2f} hours on {machine}, {threads} threads, float32) |
+| weights | bfloat16, read as float32 on a CPU |
+
+## Scores
+
+{scores}
+
+`python -m training report --model checkpoints/{name} --json`
+
+## Files
+
+| file | sha256 |
+| --- | --- |
+{files}
+"""
+
+
+def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None) -> Path:
+    """Writes the run's last model to `out` with its card.
+
+    Args:
+        run: the folder of `python -m training all`.
+        out: the folder to fill; files of the same names are replaced.
+        report: a file whose last line is the JSON of `python -m training report --json`, for the card's scores.
+
+    Raises:
+        RecipeError: a stage of the run is not done.
+    """
+    for stage in recipe.stages:
+        if not (run / stage / "model").is_dir():
+            raise RecipeError(f"{run / stage / 'model'} is missing; finish the run with `python -m training all`.")
+    model, processor = load(str(run / list(recipe.stages)[-1] / "model"), dtype=torch.float32)
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    processor.save_pretrained(out)
+
+    logs = {stage: _log(run / stage / "log.jsonl") for stage in recipe.stages}
+    summary = json.loads(report.read_text().strip().splitlines()[-1]) if report else None
+    files = sorted(path for path in out.iterdir() if path.is_file() and path.name != "README.md")
+    card = CARD.format(
+        name=recipe.name,
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        seed=recipe.seed,
+        stages=", ".join(f"{stage} {len(log)} steps" for stage, log in logs.items()),
+        samples=sum(r["samples"] for log in logs.values() for r in log),
+        hours=sum(r["seconds"] for log in logs.values() for r in log) / 3600,
+        machine=f"{platform.machine()} CPU",
+        threads=torch.get_num_threads(),
+        scores=_scores(summary) if summary else "Not measured yet.",
+        files="\n".join(f"| {p.name} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |" for p in files),
+    )
+    (out / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def _log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _scores(summary: dict) -> str:
+    """The report as a Markdown table: accuracy and 95 % interval by family and split."""
+    splits = (("families", "mean", "test"), ("held_out_families", "held_out_compositions", "held-out compositions"),
+              ("hard_families", "hard", "hard"))  # fmt: skip
+    shown = [s for s in splits if s[0] in summary]
+    lines = ["| family | " + " | ".join(f"{title} | majority" for _, _, title in shown) + " |",
+             "| --- |" + " ---: | ---: |" * len(shown)]  # fmt: skip
+    for family in summary[shown[0][0]]:
+        cells = []
+        for key, _, _ in shown:
+            f = summary[key][family]
+            cells.append(f"{f['accuracy']:.1%} [{f['interval'][0]:.0%}, {f['interval'][1]:.0%}]")
+            cells.append(f"{f['majority_baseline']:.0%}")
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+    means = []
+    for _, mean, _ in shown:
+        low, high = summary[f"{mean}_interval"]
+        means.append(f"**{summary[mean]:.1%}** [{low:.1%}, {high:.1%}] | ")
+    lines.append("| **mean** | " + " | ".join(means) + " |")
+    return "\n".join(lines)
