@@ -39,7 +39,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<pad>", "<|im_start|>", "<|im_end|>", "<im_start>", "<im_end>", "<im_patch>"]
     special += [token for token in PICTURE_TOKENS if token not in special]
     vocabulary = {token: i for i, token in enumerate(special)}
-    for byte in pre_tokenizers.ByteLevel.alphabet():
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary.setdefault(byte, len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

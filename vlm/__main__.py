@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -57,7 +56,7 @@ def ask(options: Ask) -> None:
     if not options.words:
         raise UsageError('nothing is asked; write a question, like: python -m vlm ask picture.png "What is this?"')
     *pictures, question = options.words
-    if Path(question).is_file():
+    if os.path.isfile(question):  # unlike Path.is_file, no error for a question too long to be a name
         raise UsageError(f"the last word, {question!r}, is a file; write the question after the pictures.")
     # Opened before the model is loaded: a bad picture is reported at once.
     content = [{"type": "image", "image": open_picture(picture)} for picture in pictures]

@@ -15,11 +15,15 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
 from transformers.utils.chat_template_utils import _get_control_token_patterns, mark_control_tokens
 
 from vlm.configuration import Step3VLConfig, view_tokens
-from vlm.pictures import open_picture
+from vlm.pictures import PictureError, open_picture
 from vlm.views import cut_views, plan_views
 
 # Side of a local crop at the released scale, in pixels. A global view no larger than this has nothing to crop for.
 RELEASED_CROP_SIDE = 504
+
+# The released sizes give at most 36 to a square. A ribbon 100 times as long as high would take 100, each of them as
+# large in memory as any crop; a hundred times that is an attack.
+MAX_CROPS = 128
 
 IMAGE_TOKEN = "<im_patch>"
 # The tokens only the processor may write; the same words typed by a person stay words.
@@ -92,12 +96,20 @@ class Step3VLImageProcessor(BaseImageProcessor):
             `pixel_values` (pictures, 3, image_size, image_size) float32; `num_local_patches`, how many crops each
             picture has; `pixel_values_local` (crops, 3, crop_size, crop_size) where there are any; and
             `patch_newline_masks`, one list of flags a picture.
+
+        Raises:
+            PictureError: a picture cannot be read, or would take more than `MAX_CROPS` crops.
         """
         local_crops = self.local_crops if local_crops is None else local_crops
         crop_side = self.crop_size if local_crops else None
         views, crops, newlines = [], [], []
         for picture in _flat(self.fetch_images(images)):
             plan = plan_views(*picture.size, self.image_size, crop_side)
+            if len(plan.newlines) > MAX_CROPS:
+                raise PictureError(
+                    f"the picture of {picture.width}x{picture.height} pixels would take {len(plan.newlines)} local "
+                    f"crops, at most {MAX_CROPS} are made; cut it into pieces or pass local_crops=False."
+                )
             view, own_crops = cut_views(picture, plan, self.image_size, crop_side, self.image_mean, self.image_std)
             views.append(view)
             crops.extend(own_crops)

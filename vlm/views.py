@@ -93,9 +93,7 @@ def cut_views(
         (3, global_side, global_side) and (crops, 3, crop_side, crop_side), both float32 and normalised.
     """
     if plan.padded:
-        square = Image.new("RGB", (plan.padded, plan.padded))
-        square.paste(picture, (0, 0))
-        picture = square
+        picture = _padded(picture, plan.padded)
     picture = _resized(picture, plan.scaled)
     view = _to_tensor(picture, global_side, mean, std)
     if not plan.window:
@@ -109,6 +107,17 @@ def cut_views(
             crop = picture.crop((left, top, left + plan.window, top + plan.window))
             crops.append(_to_tensor(crop, crop_side, mean, std))
     return view, torch.stack(crops)
+
+
+def _padded(picture: Image.Image, side: int) -> Image.Image:
+    """A black square with the picture in its upper left corner."""
+    if side > MAX_SIDE:
+        # Scaled first: the square of a 100,000-pixel ribbon would be 30 GB, of which a thousandth is kept.
+        width, height = (max(1, length * MAX_SIDE // side) for length in picture.size)
+        picture, side = _resized(picture, (width, height)), MAX_SIDE
+    square = Image.new("RGB", (side, side))
+    square.paste(picture, (0, 0))
+    return square
 
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
