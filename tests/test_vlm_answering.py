@@ -55,6 +55,8 @@ def test_weights_shipped_in_bfloat16_compute_in_float32_on_the_cpu(folder, model
     assert load_file(folder / "model.safetensors")["lm_head.weight"].dtype is torch.bfloat16
     loaded, _ = load(str(folder))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    asked, _ = load(str(folder), dtype=torch.bfloat16)
+    assert {(parameter.dtype, parameter.device.type) for parameter in asked.parameters()} == {(torch.bfloat16, "cpu")}
 
 
 def break_config(folder):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_vlm import inputs_of, make_config, make_model, make_processor, make_tokenizer, noise, user
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Step3p7Config,
+    Step3p7ForConditionalGeneration,
+)
 
 from vlm import Step3VLConfig, Step3VLForConditionalGeneration, Step3VLModel, Step3VLProcessor
 
@@ -87,6 +93,38 @@ def test_the_released_names_are_those_of_the_reference(shape, tmp_path):
     decoder = {name for name in rest if name.startswith("model.")}
     assert {"model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_norm.weight"} <= decoder
     assert rest - decoder <= {"vit_large_projector.weight", "lm_head.weight"}
+
+
+def test_the_mixture_of_experts_has_the_names_of_step_3_7(tmp_path):
+    names = load_file(released(make_model(make_config("step3p5")), tmp_path) / "model.safetensors")
+    layer = "model.layers.1"
+    shapes = {
+        f"{layer}.moe.gate.weight": (4, 48),
+        f"{layer}.moe.router_bias": (4,),
+        f"{layer}.moe.gate_proj.weight": (4, 24, 48),
+        f"{layer}.moe.up_proj.weight": (4, 24, 48),
+        f"{layer}.moe.down_proj.weight": (4, 48, 24),
+        f"{layer}.share_expert.up_proj.weight": (24, 48),
+        f"{layer}.self_attn.g_proj.weight": (6, 48),
+    }
+    assert {name: tuple(names[name].shape) for name in shapes if name in names} == shapes
+
+
+def test_transformers_own_step_3_7_reads_and_writes_as_before(tmp_path):
+    """Its decoder's names are registered once more for this model; applied twice they would do harm."""
+    config = make_config("step3p5")
+    theirs = Step3p7Config(
+        vision_config=config.vision_config.to_dict(), text_config=config.text_config.to_dict(), image_token_id=5
+    )
+    torch.manual_seed(0)
+    model = Step3p7ForConditionalGeneration(theirs)
+    model.save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    ours = set(load_file(released(make_model(config), tmp_path / "ours") / "model.safetensors"))
+    assert names == ours
+    loaded, report = Step3p7ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert_same_weights(model, loaded)
 
 
 def test_the_encoder_stacks_q_k_v_and_interleaves_the_rotary_pairs(tmp_path):

@@ -198,7 +198,8 @@ def test_gradient_checkpointing_reaches_both_stacks_and_changes_no_gradient(deco
 
 @pytest.mark.parametrize("crop_size", [504, 16])
 def test_compiled_forward_gives_the_same_logits(crop_size):
-    model, batch = make_model(), batch_of(make_processor(crop_size=crop_size))
+    config = make_config(vision={"layers": 1}, text={"num_hidden_layers": 1})
+    model, batch = make_model(config), batch_of(make_processor(config, crop_size=crop_size))
     # Crops differ in number from picture to picture, which takes a break in the graph; global views alone take none.
     # The graphs are what is tested; generating C++ for them would only take time.
     compiled = torch.compile(model, backend="aot_eager", fullgraph="pixel_values_local" not in batch)

@@ -42,12 +42,12 @@ def load(model: str, dtype: torch.dtype | None = None) -> tuple[Step3VLForCondit
     """
     folder = locate(model)
     config = read_config(folder, model)
-    cuda = torch.cuda.is_available()
+    cuda = dtype is None and torch.cuda.is_available()
     try:
         network, report = Step3VLForConditionalGeneration.from_pretrained(
             folder,
             config=config,
-            dtype=torch.bfloat16 if cuda else torch.float32,
+            dtype=dtype or (torch.bfloat16 if cuda else torch.float32),
             device_map="auto" if cuda else None,
             output_loading_info=True,
         )
