@@ -55,6 +55,8 @@ class Report:
     """End with one JSON line."""
     out: Path | None = None
     """A folder for every answer (answers.jsonl) to be read."""
+    max_new_tokens: int = 384
+    """Where an answer is cut off, reasoning included."""
 
 
 @dataclass
@@ -140,8 +142,9 @@ def run(command) -> None:
         case Report():
             from training.report import print_report, report
 
-            print_report(report(command.model, command.samples, command.splits, command.batch_size, command.out),
-                         as_json=command.json)  # fmt: skip
+            summary = report(command.model, command.samples, command.splits, command.batch_size, command.out,
+                             command.max_new_tokens)  # fmt: skip
+            print_report(summary, as_json=command.json)
         case Sheet():
             from training.world.sheet import contact_sheet
 

@@ -15,6 +15,8 @@ from training.verifiers import Verifier, verify
 from training.world import FAMILIES, Sample, draw_sample
 from vlm.answering import load
 
+MAX_NEW_TOKENS = 384  # well above the longest response the world teaches, hard split included
+
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval for `right` of `n` (95 % for z = 1.96), as fractions."""
@@ -27,7 +29,7 @@ def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def answer(model, processor, conversations: list[list[dict]], max_new_tokens: int = 384) -> list[str]:
+def answer(model, processor, conversations: list[list[dict]], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
     """Greedy answers to many conversations at once, `<think>` included, in their order."""
     inputs = processor.apply_chat_template(
         conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, padding=True
@@ -59,12 +61,20 @@ def score(samples: list[Sample], responses: list[str]) -> dict:
             "majority_baseline": round(commonest / n, 4)}  # fmt: skip
 
 
-def report(model: str, samples: int, splits: tuple[str, ...], batch_size: int, out: Path | None = None) -> dict:
+def report(
+    model: str,
+    samples: int,
+    splits: tuple[str, ...],
+    batch_size: int,
+    out: Path | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> dict:
     """Asks `samples` questions a family and split (seeds from 0) and scores the answers.
 
     Args:
         model: `mini`, a folder or a hub id.
         out: a folder for `answers.jsonl`, every question with its response and reward.
+        max_new_tokens: where an answer is cut off, reasoning included.
 
     Returns:
         `families`: {name: {accuracy, n, interval, majority_baseline}} on `test`; `mean` of their accuracies with its
@@ -86,7 +96,8 @@ def report(model: str, samples: int, splits: tuple[str, ...], batch_size: int, o
             drawn = [draw_sample(seed, split, family) for seed in range(samples)]
             responses = []
             for start in range(0, samples, batch_size):
-                responses += answer(network, processor, [question(s) for s in drawn[start : start + batch_size]])
+                asked = [question(s) for s in drawn[start : start + batch_size]]
+                responses += answer(network, processor, asked, max_new_tokens)
             results[split][family] = score(drawn, responses)
             rows += [
                 {"split": split, "family": family, "seed": s.seed, "prompt": s.prompt, "expected": s.response,
