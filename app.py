@@ -58,8 +58,8 @@ CSS = """
   color: #7c2d12; background: #fff4e8; border: 1px solid #f2c9a1; }
 .dark .notice { color: #fed7aa; background: #33211a; border-color: #7c4a2d; }
 #picture img { width: 100%; height: 100%; object-fit: contain; }
-#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); padding-top: 0; }
-#samples .caption-label { font-size: 11px; line-height: 1; padding: 4px 6px; }
+#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); padding-top: 0; }
+#samples .caption-label { font-size: 10px; line-height: 1; padding: 3px 5px; max-width: 100%; }
 #answers img { max-height: 120px; width: auto; border-radius: var(--radius-md); }
 #answers .message-buttons, #answers .image-container .icon-button-wrapper { display: none; }
 #answers pre.reasoning { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: var(--text-sm);
@@ -121,8 +121,8 @@ class AskPanel:
                     gr.Markdown("Or take a sample, with its question:")
                 gallery = gr.Gallery(
                     [(sample.picture, sample.family.replace("_", " ")) for sample in self.samples],
-                    show_label=False, height=232, format="png", allow_preview=False, buttons=[], elem_id="samples",
-                    interactive=False, visible=bool(self.samples),
+                    show_label=False, height=232, format="png", object_fit="contain", allow_preview=False, buttons=[],
+                    interactive=False, visible=bool(self.samples), elem_id="samples",
                 )  # fmt: skip
             with gr.Column(scale=6, min_width=320):
                 question = gr.Textbox(
@@ -329,7 +329,8 @@ def answer_messages(text: str, finished: bool, stopped: bool = False) -> list[di
 
 
 def build(models: Models, model_name: str = MINI, samples: Iterable[Sample] = ()) -> gr.Blocks:
-    """The page. `model_name` must be loadable; raises `ModelError` otherwise."""
+    """The page. The model is loaded at once, so that the first answer need not wait; raises `ModelError`."""
+    models.get(model_name)
     with gr.Blocks(title="Triptych", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown("# Triptych", elem_id="title")
         with gr.Tabs(), gr.Tab("Ask"):

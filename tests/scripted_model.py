@@ -18,6 +18,10 @@ class Script:
     def __init__(self, text: str = TEXT, seconds_a_word: float = 0.0):
         self.text, self.seconds_a_word, self.asked, self.stops = text, seconds_a_word, [], []
 
+    def endless(self) -> None:
+        """From now on only a stop ends the answer, however slow the machine that presses it."""
+        self.text, self.seconds_a_word = TEXT + " and so on" * 10_000, 0.2
+
     def load(self, name):
         if name not in ("mini", "other"):
             raise ModelError(f"there is no model {name!r}: use mini, a directory or a hub id.")

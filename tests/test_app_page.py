@@ -115,7 +115,7 @@ def test_a_bad_picture_says_so_and_loses_nothing(browser, address, script, tmp_p
 
 @needs_chromium
 def test_draw_ask_and_stop(browser, address, script, tmp_path):
-    script.seconds_a_word = 0.5
+    script.endless()
     page = visit(browser, address)
     page.get_by_role("tab", name="Draw").click()
     canvas = page.locator("#drawing canvas").first
@@ -140,7 +140,7 @@ def test_draw_ask_and_stop(browser, address, script, tmp_path):
 
 @needs_chromium
 def test_closing_the_window_ends_the_answer(browser, address, script):
-    script.seconds_a_word = 0.5
+    script.endless()
     page = visit(browser, address)
     page.locator("#samples button").first.click()
     page.locator("#picture img").wait_for()

@@ -21,8 +21,8 @@ from vlm.views import cut_views, plan_views
 # Side of a local crop at the released scale, in pixels. A global view no larger than this has nothing to crop for.
 RELEASED_CROP_SIDE = 504
 
-# The released sizes give at most 36 to a square. A ribbon 100 times as long as high would take 100, each of them as
-# large in memory as any crop; a hundred times that is an attack.
+# The released sizes give a square at most 36, and a ribbon about as many as it is times longer than high; each crop is
+# 3 MB and 83 tokens, so a ribbon of a thousand would fill the memory and no context would hold it.
 MAX_CROPS = 128
 
 IMAGE_TOKEN = "<im_patch>"

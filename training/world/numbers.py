@@ -28,9 +28,8 @@ def draw_number(rng: random.Random, split: str) -> Written:
     low, high = DIGITS[split]
     while True:
         length = rng.randint(low, high)
-        digits = str(rng.randint(0 if length == 1 else 1, 9)) + "".join(
-            str(rng.randint(0, 9)) for _ in range(length - 1)
-        )
+        first = rng.randint(0 if length == 1 else 1, 9)
+        digits = str(first) + "".join(str(rng.randint(0, 9)) for _ in range(length - 1))
         if split == "held_out":
             at = rng.randrange(length - 1)
             digits = digits[:at] + rng.choice(HELD_OUT_BIGRAMS) + digits[at + 2 :]

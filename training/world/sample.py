@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-# `easy` and `train` are for training alone: `easy` is the first rung, one thing a cell and nothing in the way. `test` has the distribution of `train` from seeds of its own; `held_out` shows compositions
-# (colour-shape pairs, values, times ...) that training never draws; `hard` has more, smaller and noisier of everything.
+# `easy` and `train` are for training alone; `easy` is the first rung, one thing a cell and nothing in the way. `test`
+# has the distribution of `train` from seeds of its own; `held_out` shows compositions (colour-shape pairs, values,
+# times ...) that training never draws; `hard` has more, smaller and noisier of everything.
 SPLITS = ("easy", "train", "test", "held_out", "hard")
 
 
