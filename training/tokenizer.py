@@ -56,8 +56,9 @@ def build_tokenizer(vocab_size: int, samples: int = 400) -> PreTrainedTokenizerF
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A digit is a token of its own (with the space before it): arithmetic is done digit by digit.
-            pre_tokenizers.Split(Regex(r" ?\d|\p{Han}|\n| ?[^\W\d\p{Han}]+| ?[^\s\w]|\s+"), "isolated"),
+            # A digit is a token of its own (with the space before it): arithmetic is done digit by digit. A place on
+            # the grid is one too: what is seen there and what is said of it meet in that token.
+            pre_tokenizers.Split(Regex(r" ?r[1-4]c[1-4]| ?\d|\p{Han}|\n| ?[^\W\d\p{Han}]+| ?[^\s\w]|\s+"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

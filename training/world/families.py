@@ -19,19 +19,23 @@ class Family:
         render: (scene, generator, nuisance) -> picture.
         ask: (scene, generator) -> `Question`; may raise `NotAskable`.
         size: scene -> 0 to 1, how much there is to see.
+        dense: like `draw`, a fuller scene for transcription alone; None where `draw`'s is full enough.
     """
 
     draw: Callable
     render: Callable
     ask: Callable[..., Question]
     size: Callable[..., float]
+    dense: Callable | None = None
 
 
 REGISTRY: dict[str, Family] = {
     name: Family(scenes.draw_scene, rendering.render, ask, lambda s: len(s.things) / 13)
     for name, ask in questions.FAMILIES.items()
 }
-REGISTRY["number"] = Family(numbers.draw_number, numbers.render, numbers.number, lambda s: len(s.text) / 8)
+REGISTRY["number"] = Family(
+    numbers.draw_number, numbers.render, numbers.number, lambda s: len(s.text) / 8, numbers.draw_page
+)
 REGISTRY["arithmetic"] = Family(numbers.draw_arithmetic, numbers.render, numbers.arithmetic, lambda s: len(s.text) / 9)
 for _kind in ("bar", "line"):
     REGISTRY[f"{_kind}_chart"] = Family(
@@ -71,33 +75,16 @@ def draw_sample(
     if task == "locate":
         name = "grounding"
     chosen = REGISTRY[name]
-    while True:
-        scene = chosen.draw(rng, split)
-        try:
-            question = chosen.ask(scene, rng)
-        except NotAskable:
-            continue
-        transcription = scene.transcription()
-        if task == "question":
-            question = _as_choice(question, rng) if rng.random() < 0.15 else question
-            break
-        if task == "transcribe":
-            question = Question(rng.choice(("Transcribe the picture.", "Say all there is, in order.")), "", "",
-                                transcription, {"kind": "exact", "truth": [transcription]})  # fmt: skip
-            break
-        if scene.things:
-            question = _locate(scene, rng)
-            break
+    scene, question = _draw(chosen, rng, split, task)
     nuisance = rendering.draw_nuisance(rng, split)
     picture: Image.Image | None = None
-    prompt, reasoning = question.prompt, question.steps
+    transcription, prompt, reasoning = scene.transcription(), question.prompt, question.steps
     if modality == "picture":
         picture = chosen.render(scene, rng, nuisance)
         if task == "question":
             reasoning = transcription + ("\n" + question.steps if question.steps else "")
     else:
         prompt = f"Picture:\n{transcription}\n{question.prompt}"
-    conclusion = question.answer if task != "question" else f"{question.evidence}.\nAnswer: {question.answer}"
     return Sample(
         seed=seed,
         split=split,
@@ -105,7 +92,7 @@ def draw_sample(
         picture=picture,
         prompt=prompt,
         reasoning=reasoning,
-        conclusion=conclusion,
+        conclusion=question.answer if task != "question" else f"{question.evidence}.\nAnswer: {question.answer}",
         answer=question.answer,
         verifier=question.verifier,
         difficulty=round(min(1.0, 0.7 * chosen.size(scene) + 0.3 * nuisance.noise / 22), 3),
@@ -114,9 +101,34 @@ def draw_sample(
     )
 
 
+def _draw(chosen: Family, rng: random.Random, split: str, task: str):
+    """A scene, and what is asked about it; scenes that do not allow the question are drawn again."""
+    if task == "transcribe" and chosen.dense is not None and split != "easy":
+        scene = chosen.dense(rng, split)
+        return scene, _transcribe(scene, rng)
+    while True:
+        scene = chosen.draw(rng, split)
+        try:
+            question = chosen.ask(scene, rng)
+        except NotAskable:
+            continue
+        if task == "transcribe":
+            return scene, _transcribe(scene, rng)
+        if task == "locate" and scene.things:
+            return scene, _locate(scene, rng)
+        if task == "question":
+            return scene, _as_choice(question, rng) if rng.random() < 0.15 else question
+
+
+def _transcribe(scene, rng: random.Random) -> Question:
+    words = scene.transcription()
+    prompt = rng.choice(("Transcribe the picture.", "Say all there is, in order."))
+    return Question(prompt, "", "", words, {"kind": "exact", "truth": [words]})
+
+
 def _locate(scene: scenes.Scene, rng: random.Random) -> Question:
     prompt = rng.choice(("Locate every object.", "Give the box of every object."))
-    lines = [f"{t.name} [" + ", ".join(f"{v:02d}" for v in rendering.box(t)) + "]" for t in scene.things]
+    lines = [f"{t.place} {t.name} [" + ", ".join(f"{v:02d}" for v in rendering.box(t)) + "]" for t in scene.things]
     answer = "\n".join(lines)
     return Question(prompt, "", "", answer, {"kind": "exact", "truth": [answer]})
 

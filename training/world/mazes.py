@@ -23,7 +23,7 @@ class Maze:
     goal: Cell
 
     def transcription(self) -> str:
-        """`#` wall, `.` free, `@` dot, `G` goal; a row a line."""
+        """Every cell's place and what it is, a row a line: `#` wall, `.` free, `@` dot, `G` goal."""
 
         def sign(cell: Cell) -> str:
             if cell == self.start:
@@ -32,7 +32,7 @@ class Maze:
                 return "G"
             return "." if cell in self.open_cells else "#"
 
-        return "\n".join(" ".join(sign((r, c)) for c in range(GRID)) for r in range(GRID))
+        return "\n".join(" ".join(f"{_name((r, c))} {sign((r, c))}" for c in range(GRID)) for r in range(GRID))
 
     def path(self) -> list[tuple[str, Cell]]:
         """The shortest way as (move, cell reached), by breadth-first search."""

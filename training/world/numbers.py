@@ -37,6 +37,12 @@ def draw_number(rng: random.Random, split: str) -> Written:
             return Written(digits)
 
 
+def draw_page(rng: random.Random, split: str) -> Written:
+    """Several numbers on two to four lines: ten digits to read for the price of one picture."""
+    lines = [" ".join(draw_number(rng, split).text for _ in range(rng.randint(1, 2))) for _ in range(rng.randint(2, 4))]
+    return Written("\n".join(lines))
+
+
 def _held_out(digits: str) -> bool:
     return any(pair in digits for pair in HELD_OUT_BIGRAMS)
 
@@ -66,7 +72,7 @@ def render(written: Written, rng: random.Random, nuisance: Nuisance) -> Image.Im
         width = max(len(a), len(b))
         lines = [" " * 2 + a.rjust(width), f"{op} {b.rjust(width)}"]
         name = rng.choice(("DejaVuSansMono", "DejaVuSansMono-Bold"))  # columns need one width a digit
-    if not written.stacked and rng.random() < 0.3 and " " in written.text:
+    if not written.stacked and rng.random() < 0.3 and any(op in written.text for op in "+-×"):
         lines = [written.text + " ="]
     text = "\n".join(lines)
     # As large as fits, then a random share of it.

@@ -18,10 +18,6 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("s") else "s")
 
 
-def place(thing: Thing) -> str:
-    return f"r{thing.row}c{thing.column}"
-
-
 def _focus(things: list[Thing], rng: random.Random) -> Thing:
     """One of the things; a withheld composition first, so that the held-out split asks about what is new in it."""
     if not things:
@@ -41,8 +37,8 @@ def _listed(items: list[str]) -> str:
 
 
 def _enumerated(things: list[Thing]) -> str:
-    """`red circle 1, red star 2`: the running number is the count."""
-    return _listed([f"{t.name} {i}" for i, t in enumerate(things, 1)])
+    """`r1c2 red circle 1, r3c1 red star 2`: the place keeps equal things apart, the running number is the count."""
+    return _listed([f"{t.place} {t.name} {i}" for i, t in enumerate(things, 1)])
 
 
 def caption(scene: Scene, rng: random.Random) -> Question:
@@ -88,7 +84,7 @@ def attribute(scene: Scene, rng: random.Random) -> Question:
     prompt = rng.choice((f"What is in row {row}, column {column}?",
                          f"Which object is in the {ORDINALS[row - 1]} row, {ORDINALS[column - 1]} column?",
                          f"Row {row} column {column}: what is there?"))  # fmt: skip
-    steps = f"{row}: {scene.row_in_words(row)}\nr{row}c{column}: {found}"
+    steps = f"r{row}c{column} {found}"
     accepted = ["nothing", "none", "empty"] if not inside else [found, found.split(" ", 1)[1] if found.startswith(
         ("small ", "big ")) else f"medium {found}"]  # fmt: skip
     return Question(prompt, steps, f"Row {row} column {column} has {found}", found,
@@ -113,7 +109,7 @@ def existence(scene: Scene, rng: random.Random) -> Question:
     prompt = rng.choice(("Is there a {0}?", "Do you see a {0}?", "Does the picture show a {0}?", "Can you find a {0}?"))
     same = [t for t in scene.things if t.shape == shape]
     answer = "yes" if present else "no"
-    steps = f"{plural(shape)}: {_listed([t.name for t in same])}"
+    steps = f"{plural(shape)}: {_listed([f'{t.place} {t.name}' for t in same])}"
     evidence = f"There is {'a' if present else 'no'} {colour} {shape}"
     return Question(prompt.format(f"{colour} {shape}"), steps, evidence, answer, {"kind": "exact", "truth": [answer]})
 
@@ -190,7 +186,7 @@ def relation(scene: Scene, rng: random.Random) -> Question:
             raise NotAskable  # or "nothing" would be the answer most of the time
         found = inside[0].name if inside else "nothing"
         prompt = f"What is {words} the {a.name}?"
-        steps = f"{a.name} {place(a)}\nr{row}c{column}: {found}"
+        steps = f"{a.name} {a.place}\nr{row}c{column} {found}"
         return Question(prompt, steps, f"The {a.name} is in row {a.row} column {a.column}", found,
                         {"kind": "exact", "truth": [found] if inside else ["nothing", "none"]})  # fmt: skip
     others = [t for t in unique if t is not a]
@@ -204,7 +200,7 @@ def relation(scene: Scene, rng: random.Random) -> Question:
         raise NotAskable
     yes = (va - vb) * sign > 0
     prompt = rng.choice((f"Is the {a.name} {words} the {b.name}?", f"Does the {a.name} lie {words} the {b.name}?"))
-    steps = f"{a.name} {place(a)}\n{b.name} {place(b)}\n{axis}: {va} and {vb}"
+    steps = f"{a.name} {a.place}\n{b.name} {b.place}\n{axis}: {va} and {vb}"
     evidence = f"The {a.name} is in {axis} {va}, the {b.name} in {axis} {vb}"
     answer = "yes" if yes else "no"
     return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]})
@@ -253,10 +249,10 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
     # Only where the count of cells and the eye agree.
     if len(ranked) > 1 and (steps_apart(ranked[0]) == steps_apart(ranked[1]) or min(distances) != distances[0]):
         raise NotAskable
-    lines = [f"{anchor.name} {place(anchor)}"]
+    lines = [f"{anchor.name} {anchor.place}"]
     for t in others:
         down, across = abs(t.row - anchor.row), abs(t.column - anchor.column)
-        lines.append(f"{t.name} {place(t)} {down} + {across} = {down + across}")
+        lines.append(f"{t.name} {t.place} {down} + {across} = {down + across}")
     prompt = rng.choice((f"Which object is nearest to the {anchor.name}?", f"What is closest to the {anchor.name}?"))
     found = ranked[0]
     return Question(prompt, "\n".join(lines), f"It is {steps_apart(found)} from the {anchor.name}", found.name,
@@ -269,7 +265,7 @@ def grounding(scene: Scene, rng: random.Random) -> Question:
                          "Locate the {0}: x1, y1, x2, y2 from 0 to 99."))  # fmt: skip
     corners = box(thing)
     answer = "[" + ", ".join(f"{v:02d}" for v in corners) + "]"
-    return Question(prompt.format(thing.name), f"{thing.full_name} {place(thing)}",
+    return Question(prompt.format(thing.name), f"{thing.full_name} {thing.place}",
                     f"The {thing.name} is in row {thing.row} column {thing.column}", answer,
                     {"kind": "box", "truth": list(corners)})  # fmt: skip
 
@@ -289,7 +285,7 @@ def tally(scene: Scene, rng: random.Random) -> Question:
     for thing in scene.things:
         if thing.shape in values:
             value = values[thing.shape]
-            lines.append(f"{thing.name} {total} + {value} = {total + value}")
+            lines.append(f"{thing.place} {thing.name} {total} + {value} = {total + value}")
             total += value
             items.append(f"{thing.shape} {value}")
     return Question(prompt.format(sentence[0].upper() + sentence[1:]), "\n".join(lines), _listed(items), str(total),

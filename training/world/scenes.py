@@ -45,6 +45,11 @@ class Thing:
         return self.name if self.size == "medium" else f"{self.size} {self.name}"
 
     @property
+    def place(self) -> str:
+        """`r2c3` for the second row, third column."""
+        return f"r{self.row}c{self.column}"
+
+    @property
     def row(self) -> int:
         """1 (top) to 4."""
         return min(GRID, int(self.y * GRID) + 1)
@@ -62,22 +67,17 @@ class Scene:
     things: tuple[Thing, ...]
 
     def transcription(self) -> str:
-        """The whole grid in words, a row a line.
+        """The whole grid in words, a row a line: every cell's place (one token), then what is in it.
 
-        A line starts with its row; an empty cell is `-`, a full one its column and what is in it, `+` joins things
-        that share a cell. Saying the empty cells too keeps every cell at its own place in the text, which is what
-        makes the transcription quick to learn; saying the column makes it quick to look up.
+        `-` is an empty cell, `+` joins things that share one. The place comes first, and the empty cells too, so that
+        writing the next word is looking at one place and finding a thing again is finding its place.
         """
-        return "\n".join(f"{row}: {self.row_in_words(row)}" for row in range(1, GRID + 1))
-
-    def row_in_words(self, row: int) -> str:
-        """One line of the transcription without its number."""
-        cells: dict[int, list[str]] = {}
+        cells: dict[tuple[int, int], list[str]] = {}
         for thing in self.things:
-            if thing.row == row:
-                cells.setdefault(thing.column, []).append(thing.full_name)
-        return " ".join(
-            f"{column} {' + '.join(cells[column])}" if column in cells else "-" for column in range(1, GRID + 1)
+            cells.setdefault((thing.row, thing.column), []).append(thing.full_name)
+        return "\n".join(
+            " ".join(f"r{row}c{column} {' + '.join(cells.get((row, column), ['-']))}" for column in range(1, GRID + 1))
+            for row in range(1, GRID + 1)
         )
 
     def with_thing(self, index: int, **changes) -> "Scene":
