@@ -173,6 +173,8 @@ def train(
             due = bool(accelerator.reduce(torch.tensor(float(due), device=accelerator.device), "max"))
             if due and step + 1 < stage.steps:
                 _save(accelerator, out, step + 1)
+                if accelerator.is_main_process:
+                    draw_curves([log_path], out / "curves.png")
                 saved_at = time.monotonic()
     if log:
         log.close()
