@@ -42,5 +42,6 @@ def start(recipe: Recipe) -> tuple[Step3VLForConditionalGeneration, Step3VLProce
 def pretrain(recipe: Recipe, out: Path, **options) -> Path:
     """Runs the stage in `out` (resuming what is there) and returns the folder of the trained model."""
     model, processor = start(recipe)
-    return train("pretrain", recipe.stages["pretrain"], model, processor, out, loss_on="all", seed=recipe.seed,
+    stage = recipe.stages["pretrain"]
+    return train("pretrain", stage, model, processor, out, loss_on=stage.loss_on or "all", seed=recipe.seed,
                  fsdp=recipe.fsdp, **options)  # fmt: skip

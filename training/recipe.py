@@ -95,6 +95,7 @@ class Stage(_Strict):
         row_length: tokens of a packed row; a longer sample makes its own row longer, up to `max_length`.
         max_length: samples with more tokens are an error.
         warmup_steps: of linear rise; then a cosine down to `final_learning_rate` times the peak.
+        loss_on: `all` tokens that are not a picture's, or the `assistant`'s; by default what the stage is about.
         precision: `auto` takes bfloat16 where this machine multiplies faster in it, else float32.
         checkpoint_minutes: time between two checkpoints; one is also written at the end.
     """
@@ -108,6 +109,7 @@ class Stage(_Strict):
     warmup_steps: int = Field(0, ge=0)
     final_learning_rate: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    loss_on: Literal["all", "assistant"] | None = None
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False

@@ -17,5 +17,6 @@ from vlm.answering import load
 def sft(recipe: Recipe, start_from: str, out: Path, **options) -> Path:
     """Fine-tunes the model at `start_from` (directory or hub id) in `out`; returns the folder of the trained model."""
     model, processor = load(start_from, dtype=torch.float32)
-    return train("sft", recipe.stages["sft"], model, processor, out, loss_on="assistant", seed=recipe.seed,
+    stage = recipe.stages["sft"]
+    return train("sft", stage, model, processor, out, loss_on=stage.loss_on or "assistant", seed=recipe.seed,
                  fsdp=recipe.fsdp, **options)  # fmt: skip
