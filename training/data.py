@@ -5,12 +5,14 @@ rank r of n takes the samples i = r, r + n, ... So a run resumes exactly from th
 samples are seen whatever the number of processes.
 """
 
+import random
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.recipe import Phase, Source, Stage
+from training.conversations import read_conversations
+from training.recipe import Phase, Source, Stage, World
 from training.world import FAMILIES, draw_sample
 from training.world.sample import stream
 
@@ -89,22 +91,34 @@ def _segments(conversation: list[dict], tokenizer) -> list[tuple[str, bool]]:
     return [*pieces, (whole[done:], False)]
 
 
-def read_source(source: Source):
-    """A function from a generator to a conversation."""
+class WorldReader:
+    """Draws a conversation of the world with a generator."""
+
+    def __init__(self, world: World):
+        self.world, self.families = world, tuple(world.families or FAMILIES)
+
+    def __call__(self, rng: random.Random) -> list[dict]:
+        world = self.world
+        return draw_sample(
+            rng.getrandbits(48), world.split, rng.choice(self.families), world.modality, world.task
+        ).conversation()
+
+
+class DatasetReader:
+    """Takes a conversation of a dataset with a generator, each time from all of them."""
+
+    def __init__(self, name: str, split: str):
+        self.rows = read_conversations(name, split)
+
+    def __call__(self, rng: random.Random) -> list[dict]:
+        return self.rows[rng.randrange(len(self.rows))]
+
+
+def read_source(source: Source) -> WorldReader | DatasetReader:
+    """What reads one part of a mixture; raises `RecipeError` for a dataset that cannot be read."""
     if source.world is not None:
-        world = source.world
-        families = tuple(world.families or FAMILIES)
-
-        def draw(rng):
-            return draw_sample(
-                rng.getrandbits(48), world.split, rng.choice(families), world.modality, world.task
-            ).conversation()
-
-        return draw
-    from training.conversations import read_conversations
-
-    rows = read_conversations(source.dataset, source.split)
-    return lambda rng: rows[rng.randrange(len(rows))]
+        return WorldReader(source.world)
+    return DatasetReader(source.dataset, source.split)
 
 
 class Steps(Dataset):
@@ -148,7 +162,7 @@ class Steps(Dataset):
         """Batches from `first_step` on, made ahead in another process so that the model does not wait."""
         return DataLoader(
             self, batch_size=None, sampler=range(first_step, len(self)), num_workers=workers,
-            prefetch_factor=4 if workers else None, multiprocessing_context="fork" if workers else None,
+            prefetch_factor=4 if workers else None,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, set_seed
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
@@ -57,7 +57,10 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
 
 def make_accelerator(stage: Stage, *, fsdp: bool = False, trackers: str | None = None, out: Path) -> Accelerator:
     """An `Accelerator` for the stage; FSDP2 with one wrapped layer a unit when `fsdp`."""
-    precision = faster_precision(PartialState().device) if stage.precision == "auto" else stage.precision
+    precision = stage.precision
+    if precision == "auto":
+        # One process measures for all: near a tie they could disagree.
+        precision = broadcast_object_list([faster_precision(PartialState().device)])[0]
     plugin = None
     if fsdp and torch.cuda.is_available():
         plugin = FullyShardedDataParallelPlugin(
