@@ -135,6 +135,12 @@ def test_publishing_writes_bfloat16_weights_and_a_card_that_adds_up(small, tmp_p
         assert torch.allclose(a, b, rtol=0.01, atol=1e-6)
 
 
+def test_an_earlier_stage_can_be_published_alone(small, tmp_path):
+    out = publish(load_recipe("mini-smoke"), small, tmp_path / "shipped", stage="pretrain")
+    card = (out / "README.md").read_text()
+    assert "training pretrain --recipe mini-smoke" in card and "8 (0.01 hours" in card
+
+
 def test_publishing_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="finish the run"):
         publish(load_recipe("mini-smoke"), tmp_path, tmp_path / "out")

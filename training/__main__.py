@@ -113,6 +113,8 @@ class Publish:
     """The run's folder; runs/RECIPE by default."""
     out: Path | None = None
     """checkpoints/RECIPE by default."""
+    stage: str | None = None
+    """Whose model; by default the recipe's last stage."""
     report: Path | None = None
     """A file that ends with the JSON line of `report --json`, for the card's scores."""
 
@@ -166,7 +168,8 @@ def run(command) -> None:
 
             recipe = load_recipe(command.recipe)
             run_folder = command.run or Path("runs") / recipe.name
-            print(publish(recipe, run_folder, command.out or Path("checkpoints") / recipe.name, command.report))
+            out = command.out or Path("checkpoints") / recipe.name
+            print(publish(recipe, run_folder, out, command.report, command.stage))
 
 
 def main() -> None:

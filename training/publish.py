@@ -25,7 +25,7 @@ mazes; it has never seen a photograph and cannot chat.
 | | |
 | --- | --- |
 | data | `training.world`, split `train`, drawn while training; nothing else |
-| command | `python -m training all --recipe {name}`, then `python -m training publish --recipe {name}` |
+| command | `python -m training {train}`, then `python -m training publish --recipe {name} --stage {last}` |
 | seed | {seed} |
 | stages | {stages} |
 | samples | {samples:,} ({hours:.2f} hours on {machine}, {threads} threads, float32) |
@@ -45,33 +45,41 @@ mazes; it has never seen a photograph and cannot chat.
 """
 
 
-def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None) -> Path:
-    """Writes the run's last model to `out` with its card.
+def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, stage: str | None = None) -> Path:
+    """Writes a stage's model to `out` with its card.
 
     Args:
         run: the folder of `python -m training all`.
         out: the folder to fill; files of the same names are replaced.
+        stage: whose model, by default the recipe's last.
         report: a file whose last line is the JSON of `python -m training report --json`, for the card's scores.
 
     Raises:
-        RecipeError: a stage of the run is not done.
+        RecipeError: that stage, or one before it, is not done.
     """
-    for stage in recipe.stages:
-        if not (run / stage / "model").is_dir():
-            raise RecipeError(f"{run / stage / 'model'} is missing; finish the run with `python -m training all`.")
-    model, processor = load(str(run / list(recipe.stages)[-1] / "model"), dtype=torch.float32)
+    order = list(recipe.stages)
+    last = stage or order[-1]
+    if last not in order:
+        raise RecipeError(f"recipe {recipe.name!r} has no stage {last!r}; it has {', '.join(order)}.")
+    stages = order[: order.index(last) + 1]
+    for name in stages:
+        if not (run / name / "model").is_dir():
+            raise RecipeError(f"{run / name / 'model'} is missing; finish the run with `python -m training all`.")
+    model, processor = load(str(run / last / "model"), dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
 
-    logs = {stage: _log(run / stage / "log.jsonl") for stage in recipe.stages}
+    logs = {name: _log(run / name / "log.jsonl") for name in stages}
     summary = json.loads(report.read_text().strip().splitlines()[-1]) if report else None
     files = sorted(path for path in out.iterdir() if path.is_file() and path.name != "README.md")
     card = CARD.format(
         name=recipe.name,
+        last=last,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         seed=recipe.seed,
-        stages=", ".join(f"{stage} {len(log)} steps" for stage, log in logs.items()),
+        stages=", ".join(f"{name} {len(log)} steps" for name, log in logs.items()),
+        train=f"all --recipe {recipe.name}" if last == order[-1] else f"{last} --recipe {recipe.name}",
         samples=sum(r["samples"] for log in logs.values() for r in log),
         hours=sum(r["seconds"] for log in logs.values() for r in log) / 3600,
         machine=f"{platform.machine()} CPU",
