@@ -24,7 +24,7 @@ mazes; it has never seen a photograph and cannot chat.
 
 | | |
 | --- | --- |
-| data | `training.world`, split `train`, drawn while training; nothing else |
+| data | `training.world`, splits `easy` and `train`, drawn while training; nothing else |
 | command | `python -m training {train}`, then `python -m training publish --recipe {name} --stage {last}` |
 | seed | {seed} |
 | stages | {stages} |
