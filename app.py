@@ -33,8 +33,8 @@ REFRESH_SECONDS = 0.05  # each refresh sends a message to the browser: faster th
 
 ABOUT_MINI = (
     "**mini** learned to see on two CPU cores, from drawn scenes alone: shapes, counts, sums, printed digits, charts, "
-    "clocks and small mazes. It has never seen a photograph and cannot chat: outside its world it answers just as "
-    "fluently, and wrongly."
+    "clocks and small mazes. So far it has had the first of its two stages and is right about one question in four. It "
+    "has never seen a photograph and cannot chat: outside its world it answers just as fluently, and wrongly."
 )
 ABOUT_OTHERS = "Each question stands alone: the model sees the picture and this question, not the earlier answers."
 BRUSHES = ["#d62728", "#ff9f1c", "#f2d024", "#2ca02c", "#1f6fd6", "#8e44ad", "#111111"]
