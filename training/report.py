@@ -32,7 +32,12 @@ def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def answer(model, processor, conversations: list[list[dict]], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
     """Greedy answers to many conversations at once, `<think>` included, in their order."""
     inputs = processor.apply_chat_template(
-        conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, padding=True
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True},
     ).to(model.device, model.dtype)
     tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     said = tokens[:, inputs["input_ids"].shape[1] :]
