@@ -48,7 +48,7 @@ def speed(recipe: Recipe, steps: int) -> dict:
 
     Returns:
         `samples_per_second`, `pictures_per_second`, `tokens_per_second` (learnt tokens), `flops_per_step` (matrix
-        products, attention and convolutions, counted), `peak_float32` and `peak_bfloat16` (FLOP/s, this run),
+        products, attention and convolutions, counted, those of the optimizer too), `peak_float32` and `peak_bfloat16` (FLOP/s, this run),
         `share_of_peak_float32` and `share_of_peak_bfloat16`, `precision` and `where` (shares of the step's time).
     """
     if steps < 1:
@@ -66,7 +66,7 @@ def speed(recipe: Recipe, steps: int) -> dict:
     drawing = (time.perf_counter() - drawing) / len(batches)
 
     def one(micro_batches, timings=None):
-        marks = [time.perf_counter()]
+        began = time.perf_counter()
         for batch in micro_batches:
             batch = {key: value.to(device) for key, value in batch.items()}
             keep, targets = batch.pop("keep"), batch.pop("targets")
@@ -79,7 +79,7 @@ def speed(recipe: Recipe, steps: int) -> dict:
         if device.type == "cuda":
             torch.cuda.synchronize()
         if timings is not None:
-            timings.append(time.perf_counter() - marks[0])
+            timings.append(time.perf_counter() - began)
 
     with FlopCounterMode(display=False) as counter:
         one(batches[0])
