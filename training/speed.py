@@ -49,7 +49,8 @@ def speed(recipe: Recipe, steps: int) -> dict:
     Returns:
         `samples_per_second`, `pictures_per_second`, `tokens_per_second` (learnt tokens), `flops_per_step` (matrix
         products, attention and convolutions, counted, those of the optimizer too),
-        `peak_float32` and `peak_bfloat16` (FLOP/s, this run), `share_of_peak_float32` and `share_of_peak_bfloat16`, `precision` and `where` (shares of the step's time).
+        `peak_float32` and `peak_bfloat16` (FLOP/s, this run), `share_of_peak_float32` and `share_of_peak_bfloat16`,
+        `precision` and `where` (shares of the step's time).
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1.")
