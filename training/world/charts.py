@@ -27,7 +27,11 @@ class Chart:
         return list(zip(LABELS, self.values, strict=False))
 
     def transcription(self) -> str:
-        return " ".join(f"{label} {value}" for label, value in self.pairs)
+        return " ".join(self.entries())
+
+    def entries(self) -> list[str]:
+        """The transcription's parts."""
+        return [f"{label} {value}" for label, value in self.pairs]
 
 
 def draw_chart(rng: random.Random, split: str, kind: str) -> Chart:

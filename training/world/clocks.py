@@ -21,8 +21,12 @@ class Clock:
         return (self.minute // 5 - 1) % 12 + 1
 
     def transcription(self) -> str:
-        text = f"short hand {self.hour} long hand {self.long_hand}"
-        return text + (f" and {self.minute % 5}" if self.minute % 5 else "")
+        return " ".join(self.entries())
+
+    def entries(self) -> list[str]:
+        """The transcription's parts."""
+        past = f" and {self.minute % 5}" if self.minute % 5 else ""
+        return [f"short hand {self.hour}", f"long hand {self.long_hand}{past}"]
 
 
 def held_out(hour: int, minute: int) -> bool:

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from training.world.rendering import SIDE, Nuisance, canvas, finish, tone
 from training.world.sample import Question
+from training.world.scenes import GRID, grid_lines, place
 
-GRID = 4
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 Cell = tuple[int, int]
 
@@ -24,6 +24,10 @@ class Maze:
 
     def transcription(self) -> str:
         """Every cell's place and what it is, a row a line: `#` wall, `.` free, `@` dot, `G` goal."""
+        return grid_lines(self.entries())
+
+    def entries(self) -> list[str]:
+        """The transcription's parts."""
 
         def sign(cell: Cell) -> str:
             if cell == self.start:
@@ -32,7 +36,7 @@ class Maze:
                 return "G"
             return "." if cell in self.open_cells else "#"
 
-        return "\n".join(" ".join(f"{_name((r, c))} {sign((r, c))}" for c in range(GRID)) for r in range(GRID))
+        return [f"{_name((r, c))} {sign((r, c))}" for r in range(GRID) for c in range(GRID)]
 
     def path(self) -> list[tuple[str, Cell]]:
         """The shortest way as (move, cell reached), by breadth-first search."""
@@ -116,7 +120,7 @@ def render(maze: Maze, rng: random.Random, nuisance: Nuisance) -> Image.Image:
 
 
 def _name(cell: Cell) -> str:
-    return f"r{cell[0] + 1}c{cell[1] + 1}"
+    return place(cell[0] + 1, cell[1] + 1)
 
 
 def maze(scene: Maze, rng: random.Random) -> Question:

@@ -7,10 +7,15 @@ from PIL import Image, ImageDraw
 
 from training.world.rendering import FONTS, SIDE, Nuisance, canvas, finish, font, tone
 from training.world.sample import NotAskable, Question
+from training.world.scenes import CELLS, GRID, grid_lines, place
+
+INKS = ("black", "black", "blue", "red", "green", "purple", "brown")
 
 # Withheld from training: numbers that hold these digit pairs, and sums whose operands' last digits are such a pair.
 HELD_OUT_BIGRAMS = ("47", "83", "16", "59", "20", "72")
 DIGITS = {"easy": (1, 3), "train": (2, 5), "test": (2, 5), "held_out": (2, 5), "hard": (6, 8)}
+# How many of the pages to transcribe are grids; the first rung has nothing else.
+GRID_SHARE = {"easy": 1.0, "train": 0.3, "test": 0.3, "held_out": 0.0, "hard": 0.3}
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,25 @@ class Written:
 
     def transcription(self) -> str:
         return self.text
+
+    def entries(self) -> list[str]:
+        """The transcription's parts: lines, which have no order but their own."""
+        return [self.text]
+
+
+@dataclass(frozen=True)
+class DigitGrid:
+    """Single digits on the scenes' grid, row by row; None is an empty cell. What is learnt of cells serves digits."""
+
+    digits: tuple[int | None, ...]
+
+    def transcription(self) -> str:
+        """As a scene of shapes is transcribed: every cell's place, then its digit or `-`."""
+        return grid_lines(self.entries())
+
+    def entries(self) -> list[str]:
+        """The transcription's parts."""
+        return [f"{place(*cell)} {'-' if d is None else d}" for cell, d in zip(CELLS, self.digits, strict=True)]
 
 
 def draw_number(rng: random.Random, split: str) -> Written:
@@ -37,10 +61,21 @@ def draw_number(rng: random.Random, split: str) -> Written:
             return Written(digits)
 
 
-def draw_page(rng: random.Random, split: str) -> Written:
-    """Several numbers on two to four lines: ten digits to read for the price of one picture."""
+def draw_page(rng: random.Random, split: str) -> Written | DigitGrid:
+    """Ten digits to read for the price of one picture: a grid of them, or several numbers on two to four lines."""
+    if rng.random() < GRID_SHARE[split]:
+        return _draw_grid(rng)
     lines = [" ".join(draw_number(rng, split).text for _ in range(rng.randint(1, 2))) for _ in range(rng.randint(2, 4))]
     return Written("\n".join(lines))
+
+
+def _draw_grid(rng: random.Random) -> DigitGrid:
+    while True:
+        grid = DigitGrid(tuple(rng.randint(0, 9) if rng.random() < 0.8 else None for _ in CELLS))
+        rows = (grid.digits[i : i + GRID] for i in range(0, len(CELLS), GRID))
+        # Not side by side either: the held-out pairs are to be new to the eye too.
+        if not any(_held_out("".join("-" if d is None else str(d) for d in row)) for row in rows):
+            return grid
 
 
 def _held_out(digits: str) -> bool:
@@ -60,8 +95,26 @@ def draw_arithmetic(rng: random.Random, split: str) -> Written:
             return Written(f"{a} {op} {b}", stacked=op != "×" and rng.random() < 0.35)
 
 
-def render(written: Written, rng: random.Random, nuisance: Nuisance) -> Image.Image:
-    colour = tone(rng, rng.choice(("black", "black", "blue", "red", "green", "purple", "brown")))
+def render_grid(grid: DigitGrid, rng: random.Random, nuisance: Nuisance) -> Image.Image:
+    colour = tone(rng, rng.choice(INKS))
+    image, _ = canvas(rng, nuisance, [colour])
+    draw = ImageDraw.Draw(image)
+    cell = SIDE * nuisance.supersampling / GRID
+    for (row, column), digit in zip(CELLS, grid.digits, strict=True):
+        if digit is None:
+            continue
+        letters = font(rng.choice(FONTS), int(cell * rng.uniform(0.5, 1.05)))
+        reach = cell * 0.16
+        x, y = ((at - 0.5) * cell + rng.uniform(-reach, reach) for at in (column, row))
+        draw.text((x, y), str(digit), font=letters, fill=colour, anchor="mm")
+    return finish(rng, image, nuisance)
+
+
+def render(written: Written | DigitGrid, rng: random.Random, nuisance: Nuisance) -> Image.Image:
+    """Draws it at 128 x 128 pixels, RGB."""
+    if isinstance(written, DigitGrid):
+        return render_grid(written, rng, nuisance)
+    colour = tone(rng, rng.choice(INKS))
     image, _ = canvas(rng, nuisance, [colour])
     draw = ImageDraw.Draw(image)
     side, scale = SIDE * nuisance.supersampling, nuisance.supersampling
@@ -126,8 +179,8 @@ def arithmetic(written: Written, rng: random.Random) -> Question:
 def _columns(a: int, b: int, op: str) -> str:
     """Written addition or subtraction from the last digit, the carry as the third term."""
     lines, carry = [], 0
-    for place in range(max(len(str(a)), len(str(b)))):
-        x, y = a // 10**place % 10, b // 10**place % 10
+    for position in range(max(len(str(a)), len(str(b)))):
+        x, y = a // 10**position % 10, b // 10**position % 10
         if op == "+":
             value = x + y + carry
             lines.append(f"{x} + {y} + {carry} = {value}: {value % 10} carry {value // 10}")

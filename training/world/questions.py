@@ -1,6 +1,7 @@
 """Questions about scenes of shapes. Each family is a function of (scene, generator) and gives a `Question`.
 
 The steps enumerate what the answer needs, one item after another: a small model counts by listing, not by seeing seven.
+Each item begins with its place, as in the transcription, so that finding it again is always the same one skill.
 The evidence in the conclusion repeats the items, so that two conclusions can be compared part by part.
 """
 
@@ -38,7 +39,15 @@ def _listed(items: list[str]) -> str:
 
 def _enumerated(things: list[Thing]) -> str:
     """`r1c2 red circle 1, r3c1 red star 2`: the place keeps equal things apart, the running number is the count."""
-    return _listed([f"{t.place} {t.name} {i}" for i, t in enumerate(things, 1)])
+    return _listed([f"{_at(t)} {i}" for i, t in enumerate(things, 1)])
+
+
+def _at(thing: Thing) -> str:
+    return f"{thing.place} {thing.name}"
+
+
+def _at_full(thing: Thing) -> str:
+    return f"{thing.place} {thing.full_name}"
 
 
 def caption(scene: Scene, rng: random.Random) -> Question:
@@ -48,7 +57,8 @@ def caption(scene: Scene, rng: random.Random) -> Question:
     names = [t.full_name for t in scene.things]
     count = len(names)
     evidence = f"{count} object{'s' if count > 1 else ''}"
-    return Question(prompt, "", evidence, ", ".join(names), {"kind": "objects", "truth": names})
+    steps = ", ".join(f"{_at_full(t)} {i}" for i, t in enumerate(scene.things, 1))
+    return Question(prompt, steps, evidence, ", ".join(names), {"kind": "objects", "truth": names})
 
 
 def attribute(scene: Scene, rng: random.Random) -> Question:
@@ -57,21 +67,21 @@ def attribute(scene: Scene, rng: random.Random) -> Question:
         thing = _focus(_once(scene, lambda t: t.shape), rng)
         prompt = rng.choice(("What colour is the {0}?", "What color is the {0}?", "Which colour does the {0} have?",
                              "Name the colour of the {0}."))  # fmt: skip
-        return Question(prompt.format(thing.shape), thing.full_name, f"The {thing.shape} is {thing.colour}",
+        return Question(prompt.format(thing.shape), _at_full(thing), f"The {thing.shape} is {thing.colour}",
                         thing.colour, {"kind": "exact", "truth": _spellings(thing.colour)})  # fmt: skip
     if kind == "shape":
         thing = _focus(_once(scene, lambda t: t.colour), rng)
         prompt = rng.choice(
             ("What shape is the {0} object?", "Which shape is {0}?", "The {0} thing: what shape is it?")
         )
-        return Question(prompt.format(thing.colour), thing.full_name, f"The {thing.colour} object is a {thing.shape}",
+        return Question(prompt.format(thing.colour), _at_full(thing), f"The {thing.colour} object is a {thing.shape}",
                         thing.shape, {"kind": "exact", "truth": [thing.shape]})  # fmt: skip
     if kind == "size":
         thing = _focus(_once(scene, lambda t: t.name), rng)
         prompt = rng.choice(
             ("How big is the {0}: small, medium or big?", "What size is the {0}: small, medium or big?")
         )
-        return Question(prompt.format(thing.name), thing.full_name, f"The {thing.name} is {thing.size}",
+        return Question(prompt.format(thing.name), _at_full(thing), f"The {thing.name} is {thing.size}",
                         thing.size, {"kind": "exact", "truth": [thing.size]})  # fmt: skip
     row, column = rng.randint(1, GRID), rng.randint(1, GRID)
     if rng.random() < 0.8:
@@ -109,7 +119,7 @@ def existence(scene: Scene, rng: random.Random) -> Question:
     prompt = rng.choice(("Is there a {0}?", "Do you see a {0}?", "Does the picture show a {0}?", "Can you find a {0}?"))
     same = [t for t in scene.things if t.shape == shape]
     answer = "yes" if present else "no"
-    steps = f"{plural(shape)}: {_listed([f'{t.place} {t.name}' for t in same])}"
+    steps = f"{plural(shape)}: {_listed([_at(t) for t in same])}"
     evidence = f"There is {'a' if present else 'no'} {colour} {shape}"
     return Question(prompt.format(f"{colour} {shape}"), steps, evidence, answer, {"kind": "exact", "truth": [answer]})
 
@@ -186,7 +196,7 @@ def relation(scene: Scene, rng: random.Random) -> Question:
             raise NotAskable  # or "nothing" would be the answer most of the time
         found = inside[0].name if inside else "nothing"
         prompt = f"What is {words} the {a.name}?"
-        steps = f"{a.name} {a.place}\nr{row}c{column} {found}"
+        steps = f"{_at(a)}\nr{row}c{column} {found}"
         return Question(prompt, steps, f"The {a.name} is in row {a.row} column {a.column}", found,
                         {"kind": "exact", "truth": [found] if inside else ["nothing", "none"]})  # fmt: skip
     others = [t for t in unique if t is not a]
@@ -200,7 +210,7 @@ def relation(scene: Scene, rng: random.Random) -> Question:
         raise NotAskable
     yes = (va - vb) * sign > 0
     prompt = rng.choice((f"Is the {a.name} {words} the {b.name}?", f"Does the {a.name} lie {words} the {b.name}?"))
-    steps = f"{a.name} {a.place}\n{b.name} {b.place}\n{axis}: {va} and {vb}"
+    steps = f"{_at(a)}\n{_at(b)}\n{axis}: {va} and {vb}"
     evidence = f"The {a.name} is in {axis} {va}, the {b.name} in {axis} {vb}"
     answer = "yes" if yes else "no"
     return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]})
@@ -219,7 +229,7 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
             raise NotAskable
         found = members[0]
         prompt = f"Which object is the {rng.choice(word)}?"
-        return Question(prompt, f"{size}: {found.name}", f"One {size} object", found.name,
+        return Question(prompt, f"{size}: {_at(found)}", f"One {size} object", found.name,
                         {"kind": "exact", "truth": [found.name, found.full_name]})  # fmt: skip
     if kind == "side":
         sides = (
@@ -234,7 +244,7 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
         if len(members) != 1:
             raise NotAskable
         found = members[0]
-        return Question(f"Which object is {word}?", f"{axis} {value}: {found.name}", f"It is in {axis} {value}",
+        return Question(f"Which object is {word}?", f"{axis} {value}: {_at(found)}", f"It is in {axis} {value}",
                         found.name, {"kind": "exact", "truth": [found.name, found.full_name]})  # fmt: skip
     anchor = _focus(_once(scene, lambda t: t.name), rng)
     others = [t for t in scene.things if t is not anchor]
@@ -249,10 +259,10 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
     # Only where the count of cells and the eye agree.
     if len(ranked) > 1 and (steps_apart(ranked[0]) == steps_apart(ranked[1]) or min(distances) != distances[0]):
         raise NotAskable
-    lines = [f"{anchor.name} {anchor.place}"]
+    lines = [_at(anchor)]
     for t in others:
         down, across = abs(t.row - anchor.row), abs(t.column - anchor.column)
-        lines.append(f"{t.name} {t.place} {down} + {across} = {down + across}")
+        lines.append(f"{_at(t)} {down} + {across} = {down + across}")
     prompt = rng.choice((f"Which object is nearest to the {anchor.name}?", f"What is closest to the {anchor.name}?"))
     found = ranked[0]
     return Question(prompt, "\n".join(lines), f"It is {steps_apart(found)} from the {anchor.name}", found.name,
@@ -265,7 +275,7 @@ def grounding(scene: Scene, rng: random.Random) -> Question:
                          "Locate the {0}: x1, y1, x2, y2 from 0 to 99."))  # fmt: skip
     corners = box(thing)
     answer = "[" + ", ".join(f"{v:02d}" for v in corners) + "]"
-    return Question(prompt.format(thing.name), f"{thing.full_name} {thing.place}",
+    return Question(prompt.format(thing.name), _at(thing),
                     f"The {thing.name} is in row {thing.row} column {thing.column}", answer,
                     {"kind": "box", "truth": list(corners)})  # fmt: skip
 
@@ -285,7 +295,7 @@ def tally(scene: Scene, rng: random.Random) -> Question:
     for thing in scene.things:
         if thing.shape in values:
             value = values[thing.shape]
-            lines.append(f"{thing.place} {thing.name} {total} + {value} = {total + value}")
+            lines.append(f"{_at(thing)} {total} + {value} = {total + value}")
             total += value
             items.append(f"{thing.shape} {value}")
     return Question(prompt.format(sentence[0].upper() + sentence[1:]), "\n".join(lines), _listed(items), str(total),

@@ -15,12 +15,22 @@ TRAINING_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in 
 
 GRID = 4
 CELL = 1 / GRID
+CELLS = tuple((row, column) for row in range(1, GRID + 1) for column in range(1, GRID + 1))
 # Radius by size class; the gaps between the classes keep the words decidable.
 RADII = {"small": (0.042, 0.055), "medium": (0.07, 0.086), "big": (0.102, 0.12)}
 # How many objects a scene holds, by split: the hard one goes on where the others stop.
 COUNTS = {"easy": (1, 8), "train": (1, 8), "test": (1, 8), "held_out": (2, 8), "hard": (8, 13)}
 # Centres keep this distance from the lines between cells: a thing on the line is in no row or column.
 LINE_MARGIN = 0.025
+
+
+def place(row: int, column: int) -> str:
+    return f"r{row}c{column}"
+
+
+def grid_lines(entries: list[str]) -> str:
+    """Sixteen entries, four a line."""
+    return "\n".join(" ".join(entries[i : i + GRID]) for i in range(0, len(entries), GRID))
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Thing:
     @property
     def place(self) -> str:
         """`r2c3` for the second row, third column."""
-        return f"r{self.row}c{self.column}"
+        return place(self.row, self.column)
 
     @property
     def row(self) -> int:
@@ -72,13 +82,14 @@ class Scene:
         `-` is an empty cell, `+` joins things that share one. The place comes first, and the empty cells too, so that
         writing the next word is looking at one place and finding a thing again is finding its place.
         """
+        return grid_lines(self.entries())
+
+    def entries(self) -> list[str]:
+        """The transcription's parts, each of which can be read by itself."""
         cells: dict[tuple[int, int], list[str]] = {}
         for thing in self.things:
             cells.setdefault((thing.row, thing.column), []).append(thing.full_name)
-        return "\n".join(
-            " ".join(f"r{row}c{column} {' + '.join(cells.get((row, column), ['-']))}" for column in range(1, GRID + 1))
-            for row in range(1, GRID + 1)
-        )
+        return [f"{place(*cell)} {' + '.join(cells.get(cell, ['-']))}" for cell in CELLS]
 
     def with_thing(self, index: int, **changes) -> "Scene":
         """A copy in which one thing is changed: the ground of edits."""
