@@ -184,13 +184,13 @@ def stream_answer(
             f"the prompt takes {inputs['input_ids'].shape[1]} tokens, the model reads at most "
             f"{model.config.text_config.max_position_embeddings}; shorten it or give fewer pictures."
         )
-    text = _TokenText(processor.tokenizer)
+    text = TokenText(processor.tokenizer)
     # Some chat templates open the reasoning themselves; then the text would close what it never opened.
     if processor.tokenizer.decode(inputs["input_ids"][0, -8:]).rstrip().endswith(OPEN_TAG):
         yield OPEN_TAG + "\n"
 
     draw = torch.Generator().manual_seed(seed)
-    ends = _end_ids(model, processor)
+    ends = end_ids(model, processor)
     cache = DynamicCache(config=model.config.text_config)
     for _ in range(min(max_new_tokens, room)):
         logits = _next_logits(model, inputs, cache)
@@ -227,7 +227,7 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return reasoning.strip(), ""
 
 
-class _TokenText:
+class TokenText:
     """Turns a growing list of tokens into pieces of text, never half a character."""
 
     def __init__(self, tokenizer):
@@ -264,7 +264,7 @@ def _next_logits(model: Step3VLForConditionalGeneration, inputs: dict, cache: Dy
     return logits[0, -1].float().cpu()
 
 
-def _end_ids(model: Step3VLForConditionalGeneration, processor: Step3VLProcessor) -> set[int]:
+def end_ids(model: Step3VLForConditionalGeneration, processor: Step3VLProcessor) -> set[int]:
     """The tokens that end a turn: the model's and the tokenizer's, which in released repositories may differ."""
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, list | tuple) else {ends}
