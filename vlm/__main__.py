@@ -1,4 +1,4 @@
-"""The command line of the model that sees: `python -m vlm ask`, `python -m vlm describe`."""
+"""The command line of the model that sees: `python -m vlm ask`, `describe`, `bench`."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from vlm.answering import ModelError, load, locate, read_config, split_reasoning, stream_answer
+from vlm.benchmark import bench
 from vlm.configuration import PRESETS, Step3VLConfig
 from vlm.describing import describe
 from vlm.pictures import PictureError, open_picture
@@ -45,6 +46,16 @@ class Describe:
 
     model: tyro.conf.Positional[str]
     """A preset (mini, 10b), a folder, or a hub id."""
+
+
+@dataclass
+class Bench:
+    """Measure the rollout engine: 16 samples of 8 prompts with pictures, against transformers' `generate`."""
+
+    json: bool = False
+    """End with one JSON line."""
+    repeats: int = 3
+    """Of everything; the medians count."""
 
 
 class UsageError(ValueError):
@@ -111,11 +122,13 @@ def main() -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     options = tyro.cli(
-        Ask | Describe, prog="python -m vlm", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+        Ask | Describe | Bench, prog="python -m vlm", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
     try:
         if isinstance(options, Ask):
             ask(options)
+        elif isinstance(options, Bench):
+            bench(options.json, options.repeats)
         else:
             describe_model(options)
     except (PictureError, ModelError, UsageError) as error:

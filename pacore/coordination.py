@@ -1,0 +1,357 @@
+"""Parallel Coordinated Reasoning (arXiv 2601.05593, algorithm 1): rounds of trajectories, messages, a synthesis.
+
+Round r runs K_r trajectories on P(x, M); their messages, shuffled, are the next round's M; a last round of one gives
+the answer. Only the last user turn is ever rewritten, so that pictures, earlier turns and the system's stay.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from pacore.agreement import plurality
+from pacore.backends import Backend, BackendError, Completion, Sampling
+from pacore.journal import Journal, conversation_digest, trajectory_key
+from pacore.messages import (
+    SUMMARY_PROMPT,
+    MessageError,
+    conclusion,
+    fit,
+    last_user_turn,
+    load_template,
+    parse_compaction,
+    problem_of,
+    shuffled,
+    tail,
+    with_messages,
+)
+from pacore.plan import BUDGETS, Budget, Plan, PlanError, parse_rounds
+from pacore.views import with_views
+from vlm.pictures import PictureError
+from vlm.sampling import derive_seed
+
+__all__ = ["BUDGETS", "Budget", "Event", "Outcome", "PacoreError", "Plan", "PlanError", "Trajectory", "parse_rounds",
+           "solve"]  # fmt: skip
+
+# Where a model says nothing about its completion's length, the context guard leaves it this share of the context.
+COMPLETION_SHARE = 0.5
+
+
+class PacoreError(RuntimeError):
+    """No answer could be had: a round under its quorum, or a backend that answers nobody. One line."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One of a round.
+
+    Attributes:
+        round, index: from 0; the final round is the last.
+        completion: None where it failed or was cancelled.
+        message: what it passes on.
+        error: why it failed, "" where it did not.
+        fatal: every other call would fail in the same way.
+        compaction: the call that wrote a `summary`, else None.
+    """
+
+    round: int
+    index: int
+    seed: int
+    completion: Completion | None
+    message: str = ""
+    error: str = ""
+    fatal: bool = False
+    cancelled: bool = False
+    compaction: Completion | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer and what it took.
+
+    Attributes:
+        rounds: every trajectory, failed and cancelled ones too; the final round last, if the budget allowed it.
+        prompt_tokens, completion_tokens: over all trajectories: the test-time compute.
+        seconds: on the clock.
+        notes: what was trimmed, cancelled, lost or cut short, each in a line.
+    """
+
+    answer: Completion
+    rounds: tuple[tuple[Trajectory, ...], ...]
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    failures: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened.
+
+    Attributes:
+        kind: `round` (one of `width` begins), `trajectory` (one ended), `text` (a piece of the final round's, in its
+            `channel`, reasoning or text) or `outcome`.
+    """
+
+    kind: str
+    round: int = 0
+    index: int = 0
+    width: int = 0
+    piece: str = ""
+    channel: str = ""
+    trajectory: Trajectory | None = None
+    outcome: Outcome | None = None
+
+
+async def solve(
+    backend: Backend,
+    conversation: list[dict],
+    plan: Plan,
+    *,
+    problem: str = "",
+    journal: Journal | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Outcome:
+    """Answers the conversation's last turn.
+
+    Args:
+        problem: what the journal calls it, and what the seeds follow from; "" takes a digest of the conversation.
+        journal: finished trajectories are recorded there first, and those already there are not paid for again.
+
+    Raises:
+        PacoreError: no answer could be had.
+        PlanError: the conversation, or its messages, do not fit the plan.
+        Cancelling the task cancels every trajectory.
+    """
+    try:
+        last_user_turn(conversation)
+    except MessageError as error:
+        raise PlanError(str(error)) from None
+    problem = problem or (await asyncio.to_thread(conversation_digest, conversation))[:16]
+    return await _Run(backend, conversation, plan, problem, journal, on_event or (lambda event: None)).outcome()
+
+
+@dataclass
+class _Run:
+    """One question on its way; what it has cost so far."""
+
+    backend: Backend
+    conversation: list[dict]
+    plan: Plan
+    problem: str
+    journal: Journal | None
+    tell: Callable[[Event], None]
+    rounds: list[list[Trajectory]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    async def outcome(self) -> Outcome:
+        template = load_template(self.plan.template)
+        messages: list[str] = []
+        answer: Completion | None = None
+        for round, width in enumerate((*self.plan.rounds, 1)):
+            if reached := self._over():
+                break
+            prompt = await self._prompt(template, messages, round)
+            self.tell(Event("round", round, width=width))
+            trajectories = await self._round(round, width, prompt, final=round == len(self.plan.rounds))
+            self.rounds.append(trajectories)
+            reached = self._over()
+            finished = [t for t in trajectories if t.completion is not None]
+            if not finished and reached:
+                break
+            order = derive_seed(self.plan.seed, self.problem, round, "order")
+            messages = shuffled([t.message for t in finished], order)
+            if round == len(self.plan.rounds):
+                answer = finished[0].completion
+        if answer is None:
+            answer = self._best_so_far(reached)
+        result = Outcome(
+            answer=answer,
+            rounds=tuple(map(tuple, self.rounds)),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            seconds=time.monotonic() - self.started,
+            failures=sum(bool(t.error) for trajectories in self.rounds for t in trajectories),
+            notes=tuple(self.notes),
+        )
+        self.tell(Event("outcome", outcome=result))
+        return result
+
+    def _over(self) -> str:
+        """Which cap of the budget is reached, in words."""
+        budget = self.plan.budget
+        if budget is None:
+            return ""
+        seconds = time.monotonic() - self.started
+        if seconds >= budget.seconds:
+            return f"{seconds:.1f} of {budget.seconds:g} seconds"
+        return budget.spent(self.prompt_tokens, self.completion_tokens)
+
+    def _best_so_far(self, reached: str) -> Completion:
+        """Of the latest round that has any, the trajectory whose answer most others share."""
+        for trajectories in reversed(self.rounds):
+            finished = [t for t in trajectories if t.completion is not None]
+            if finished:
+                best = finished[plurality([t.message for t in finished])]
+                self.notes.append(
+                    f"the budget ended the run ({reached}); the answer is the commonest of round {best.round + 1}."
+                )
+                return best.completion
+        raise PacoreError(f"the budget ended the run ({reached}) before any trajectory was in; raise it.")
+
+    async def _prompt(self, template: str, messages: list[str], round: int) -> list[dict]:
+        """The conversation with the last round's messages, trimmed to what the context holds."""
+        context = self.backend.context
+        if not messages or context is None:
+            return with_messages(self.conversation, template, messages)
+        count = self.backend.count_tokens
+        wanted = self.plan.sampling.max_tokens or int(context * COMPLETION_SHARE)
+        # A finished trajectory says how long the turns are with their pictures and marks; the template is what its
+        # rendering adds to empty messages, a few tokens a message to spare.
+        turns = max(t.completion.prompt_tokens for t in self.rounds[0] if t.completion is not None)
+        frame = count(problem_of(with_messages(self.conversation, template, ["x"] * len(messages))))
+        frame = max(0, frame - count(problem_of(self.conversation))) + 4 * len(messages)
+        try:
+            fitting, trimmed = await asyncio.to_thread(fit, messages, context - wanted - turns - frame, count)
+        except MessageError as error:
+            raise PlanError(f"round {round + 1}: {error}") from None
+        if trimmed:
+            self.notes.append(f"round {round + 1}: {trimmed} of {len(messages)} messages were trimmed to fit.")
+        return with_messages(self.conversation, template, fitting)
+
+    async def _round(self, round: int, width: int, prompt: list[dict], final: bool) -> list[Trajectory]:
+        """All trajectories of a round, by index; those that nobody waited for are marked cancelled."""
+        plan = self.plan
+        digest = None if plan.views else await asyncio.to_thread(conversation_digest, prompt)
+        adaptive = None if final else plan.adaptive
+        tasks: dict[asyncio.Task, int] = {}
+        ended: dict[int, Trajectory] = {}
+
+        def start(count: int) -> None:
+            for index in range(len(tasks), min(width, len(tasks) + count)):
+                tasks[asyncio.create_task(self._trajectory(round, index, prompt, digest, final))] = index
+
+        start(width if adaptive is None else adaptive.start)
+        try:
+            while pending := {task for task, index in tasks.items() if index not in ended}:
+                done, _ = await asyncio.wait(pending, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=tasks.get):
+                    ended[tasks[task]] = self._count(task.result())
+                finished = [t.message for t in ended.values() if t.completion is not None]
+                lost = sum(bool(t.error) for t in ended.values())
+                hopeless = width - lost < plan.least(width) or any(t.fatal for t in ended.values())
+                if hopeless or self._over():
+                    break
+                if len(finished) >= plan.needed(width) and len(ended) < len(tasks):
+                    self.notes.append(f"round {round + 1}: went on with {len(finished)} of {width}.")
+                    break
+                if adaptive is not None and len(tasks) < width:
+                    if adaptive.settled(finished):
+                        self.notes.append(f"round {round + 1}: {len(finished)} of {width} agreed.")
+                        break
+                    if len(ended) == len(tasks):
+                        start(adaptive.step)
+        finally:
+            left = [task for task, index in tasks.items() if index not in ended]
+            for task in left:
+                task.cancel()
+            # Their ends are waited for: a cancelled call frees its place at the backend before the next round begins.
+            results = await asyncio.gather(*left, return_exceptions=True)
+        for task, result in zip(left, results, strict=True):
+            # One may have come in at the very moment of its cancellation: it is paid for, so it counts.
+            late = result if isinstance(result, Trajectory) else self._lost(round, tasks[task])
+            ended[tasks[task]] = self._count(late)
+        self._check(round, width, ended.values())
+        return [ended[index] for index in sorted(ended)]
+
+    def _left(self) -> float | None:
+        """Seconds of the budget that are left; None without one."""
+        if self.plan.budget is None or self.plan.budget.seconds == float("inf"):
+            return None
+        return max(0.0, self.started + self.plan.budget.seconds - time.monotonic())
+
+    def _lost(self, round: int, index: int) -> Trajectory:
+        return Trajectory(round, index, self._seed(round, index), None, cancelled=True)
+
+    def _seed(self, round: int, index: int) -> int:
+        # 31 bits: not every server takes more.
+        return derive_seed(self.plan.seed, self.problem, round, index) % 2**31
+
+    def _count(self, trajectory: Trajectory) -> Trajectory:
+        """Adds up what it took, and tells of it."""
+        for call in (trajectory.completion, trajectory.compaction):
+            if call is not None:
+                self.prompt_tokens += call.prompt_tokens
+                self.completion_tokens += call.completion_tokens
+        self.tell(Event("trajectory", trajectory.round, trajectory.index, trajectory=trajectory))
+        return trajectory
+
+    def _check(self, round: int, width: int, trajectories) -> None:
+        """Raises PacoreError where the round has fewer trajectories than it needs, unless the budget ended it."""
+        finished = sum(t.completion is not None for t in trajectories)
+        errors = [t.error for t in trajectories if t.error]
+        if errors:
+            self.notes.append(f"round {round + 1}: {len(errors)} of {width} failed, the first: {errors[0]}")
+        if finished < self.plan.least(width) and errors and not self._over():
+            raise PacoreError(
+                f"round {round + 1} has {finished} of the {self.plan.least(width)} trajectories it needs; "
+                f"{len(errors)} of {width} failed, the first: {errors[0]}"
+            )
+
+    async def _trajectory(
+        self, round: int, index: int, prompt: list[dict], digest: str | None, final: bool
+    ) -> Trajectory:
+        """Runs one. A backend's error makes a failed trajectory; anything else is a defect and goes up."""
+        seed = self._seed(round, index)
+        sampling = replace(self.plan.sampling, seed=seed)
+        on_text = None
+        if final:
+
+            def on_text(channel: str, piece: str) -> None:
+                self.tell(Event("text", round, index, piece=piece, channel=channel))
+
+        try:
+            if self.plan.views:
+                prompt = await asyncio.to_thread(with_views, prompt, index, seed)
+            completion = await self._call(prompt, digest, sampling, round, index, self.problem, on_text)
+            message, compaction = await self._compacted(completion, sampling, round, index, final)
+        except (BackendError, PictureError) as error:
+            fatal = getattr(error, "fatal", True)  # a picture that cannot be read is unreadable to all
+            return Trajectory(round, index, seed, None, error=str(error), fatal=fatal)
+        return Trajectory(round, index, seed, completion, message, compaction=compaction)
+
+    async def _compacted(
+        self, completion: Completion, sampling: Sampling, round: int, index: int, final: bool
+    ) -> tuple[str, Completion | None]:
+        """The message, and the call it took, if any."""
+        how, tokens = parse_compaction(self.plan.compaction)
+        if how == "tail" and not final:
+            return await asyncio.to_thread(tail, completion, tokens, self.backend.count_tokens), None
+        if how == "summary" and not final:
+            whole = "\n".join(part for part in (completion.reasoning, completion.text) if part)
+            text = [{"type": "text", "text": SUMMARY_PROMPT.format(text=whole)}]
+            prompt = [{"role": "user", "content": text}]
+            called = await self._call(prompt, None, sampling, round, index, f"{self.problem} summary", None)
+            return conclusion(called), called
+        return conclusion(completion), None
+
+    async def _call(
+        self, prompt: list[dict], digest: str | None, sampling: Sampling, round: int, index: int, problem: str,
+        on_text: Callable[[str, str], None] | None,
+    ) -> Completion:  # fmt: skip
+        """One call, through the journal where there is one."""
+
+        def work() -> Awaitable[Completion]:
+            return self.backend.complete(prompt, sampling, on_text)
+
+        if self.journal is None:
+            return await work()
+        digest = digest or await asyncio.to_thread(conversation_digest, prompt)
+        key = trajectory_key(
+            digest, sampling, backend=self.backend.name, problem=problem, round=round, index=index
+        )  # fmt: skip
+        return await self.journal.once(key, problem=problem, round=round, index=index, work=work)
