@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from training.recipe import Recipe, RecipeError
+from training.report import MAX_NEW_TOKENS
 from vlm.answering import load
 
 CARD = """---
@@ -67,6 +68,8 @@ def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, st
             raise RecipeError(f"{run / name / 'model'} is missing; finish the run with `python -m training all`.")
     model, processor = load(str(run / last / "model"), dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
+    # Where a caller says nothing, an answer ends here at the latest, as in the report.
+    model.generation_config.max_new_tokens = MAX_NEW_TOKENS
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
 
