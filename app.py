@@ -33,7 +33,7 @@ REFRESH_SECONDS = 0.05  # each refresh sends a message to the browser: faster th
 
 ABOUT_MINI = (
     "**mini** learned to see on two CPU cores, from drawn scenes alone: shapes, counts, sums, printed digits, charts, "
-    "clocks and small mazes. So far it has had the first of its two stages and is right about one question in four. It "
+    "clocks and small mazes. On new pictures of these kinds it is right about every other time. It "
     "has never seen a photograph and cannot chat: outside its world it answers just as fluently, and wrongly."
 )
 ABOUT_OTHERS = "Each question stands alone: the model sees the picture and this question, not the earlier answers."

@@ -36,7 +36,7 @@ mazes; it has never seen a photograph and cannot chat.
 
 {scores}
 
-`python -m training report --model checkpoints/{name} --json`
+`python -m training report --model checkpoints/{name} --samples 200 --json`
 
 ## Files
 
