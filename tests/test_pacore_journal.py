@@ -460,7 +460,7 @@ DRAWN = st.builds(
     top_p=st.sampled_from([1, 1.0, 0.9]),
     top_k=st.integers(0, 2),
     max_tokens=st.none() | st.integers(1, 2),
-    stop=st.lists(st.text(max_size=2), max_size=2).map(tuple),
+    stop=st.lists(st.text(min_size=1, max_size=2), max_size=2).map(tuple),
     seed=st.none() | st.integers(0, 2),
 )
 PLACES = st.fixed_dictionaries(
