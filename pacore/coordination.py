@@ -204,7 +204,13 @@ class _Run:
         raise PacoreError(f"the budget ended the run ({reached}) before any trajectory was in; raise it.")
 
     async def _prompt(self, template: str, messages: list[str], round: int) -> list[dict]:
-        """The conversation with the last round's messages, trimmed to what the context holds."""
+        """The conversation with the last round's messages, trimmed to what the context holds. Raises PlanError."""
+        try:
+            return await self._with_messages(template, messages, round)
+        except MessageError as error:
+            raise PlanError(f"round {round + 1}: {error}") from None
+
+    async def _with_messages(self, template: str, messages: list[str], round: int) -> list[dict]:
         context = self.backend.context
         if not messages or context is None:
             return with_messages(self.conversation, template, messages)
@@ -215,10 +221,7 @@ class _Run:
         turns = max(t.completion.prompt_tokens for t in self.rounds[0] if t.completion is not None)
         frame = count(problem_of(with_messages(self.conversation, template, ["x"] * len(messages))))
         frame = max(0, frame - count(problem_of(self.conversation))) + 4 * len(messages)
-        try:
-            fitting, trimmed = await asyncio.to_thread(fit, messages, context - wanted - turns - frame, count)
-        except MessageError as error:
-            raise PlanError(f"round {round + 1}: {error}") from None
+        fitting, trimmed = await asyncio.to_thread(fit, messages, context - wanted - turns - frame, count)
         if trimmed:
             self.notes.append(f"round {round + 1}: {trimmed} of {len(messages)} messages were trimmed to fit.")
         return with_messages(self.conversation, template, fitting)

@@ -81,7 +81,8 @@ def load_template(path: str | Path | None) -> str:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MessageError(f"the template {str(path)!r} cannot be read ({error}); give a text file.") from None
-    render(source, "a problem", ["one", "two"])
+    if not all(message in render(source, "a problem", ["one", "two"]) for message in ("one", "two")):
+        raise MessageError(f"the template {str(path)!r} shows no messages; loop over `messages` in it.")
     return source
 
 
@@ -90,14 +91,11 @@ def render(source: str, problem: str, messages: Sequence[str]) -> str:
     if not messages:
         return problem
     try:
-        text = _environment().from_string(source).render(problem=problem, messages=list(messages)).strip()
+        return _environment().from_string(source).render(problem=problem, messages=list(messages)).strip()
     except Exception as error:  # a template raises whatever its expressions do
         raise MessageError(
             f"the synthesis template does not work ({error}); it may use `problem` and `messages`."
         ) from None
-    if messages[0] not in text:
-        raise MessageError("the synthesis template shows no messages; loop over `messages` in it.")
-    return text
 
 
 @lru_cache
