@@ -1,4 +1,4 @@
-"""Many questions from a file, answers to a file: whatever is killed when, nothing is lost and nothing paid for twice.
+"""Questions from a file, answers to a file: killed at any point it goes on, and pays again for calls in flight alone.
 
 A line of the input is `{"id": …, "messages": [{role, content}, …]}`, or `{"question": …, "images": [path, …]}`;
 `prompt` is accepted for `question`, and without an `id` the line's number is one. Pictures' paths are relative to the

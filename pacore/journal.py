@@ -1,4 +1,4 @@
-"""The record of every trajectory, on disk before it counts: a killed run resumes and pays for nothing twice.
+"""The record of every trajectory, on disk before it counts: a killed run pays again only for what was in flight.
 
 One SQLite file in WAL mode, on a local disk (WAL needs shared memory, which network file systems lack). Any number of
 processes may use it at once: whoever works on a trajectory holds a lease, and the others wait for the result.
@@ -22,6 +22,7 @@ from typing import Any
 
 from pacore.backends import Completion, Sampling
 from pacore.database import Job, JournalError, Writer, explained, one_line, open_database
+from vlm.pictures import open_picture
 
 __all__ = ["Journal", "JournalError", "RoundTotals", "conversation_digest", "trajectory_key"]
 
@@ -357,8 +358,6 @@ def _picture_digest(picture: Any) -> str:
         if isinstance(picture, str | os.PathLike):
             with open(picture, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        from vlm.pictures import open_picture  # seconds, with torch
-
         pixels = open_picture(picture)
         return _sha256([pixels.size, hashlib.sha256(pixels.tobytes()).hexdigest()])
     except (OSError, ValueError):

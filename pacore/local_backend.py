@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pacore.backends import BackendError, Completion, Sampling
-from pacore.openai_answers import Marks
-from vlm.answering import ModelError, load, split_reasoning
+from vlm.answering import ModelError, ReasoningSplitter, load, split_reasoning
 from vlm.pictures import PictureError
 from vlm.rollout import Rollout, Row, Sample
 
@@ -59,7 +58,7 @@ class LocalBackend:
         future: asyncio.Future[Sample] = loop.create_future()
         row: Row | None = None
         gone = False
-        marks = Marks()
+        marks = ReasoningSplitter()
 
         def in_loop(call: Callable, *values) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more

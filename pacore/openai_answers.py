@@ -1,6 +1,5 @@
 """What an OpenAI-compatible server sends back: its form, the growing answer, and what a listener hears of it."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,9 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from pacore.openai_faults import Fault, one_line, refusal
-
-# As in vlm.answering, which brings torch with it and is imported only where a text has such marks.
-OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
+from vlm.answering import CLOSE_TAG, OPEN_TAG, ReasoningSplitter, split_reasoning
 
 _OTHER_PROTOCOL = "check that the server speaks OpenAI's chat protocol"
 
@@ -100,7 +97,7 @@ class Said:
         self.logprobs: list[float] = []
         self.finish: str | None = None
         self.usage: Usage | None = None
-        self._told, self._marks = told, Marks()
+        self._told, self._marks = told, ReasoningSplitter()
 
     def add(self, part: object) -> None:
         """Takes a whole answer or one event. Raises Fault: see `read`."""
@@ -136,54 +133,18 @@ class Said:
         if not counted and not "".join(self.reasoning + self.content).strip():
             raise Fault("an empty answer without a token")
 
-    async def split(self) -> tuple[str, str]:
+    def split(self) -> tuple[str, str]:
         """(reasoning, text): by the server's own fields, or else by the marks in the content."""
-        reasoning, content = "".join(self.reasoning).strip(), "".join(self.content).strip()
+        reasoning, whole = "".join(self.reasoning).strip(), "".join(self.content)
+        content = whole.strip()
         start = content[: len(OPEN_TAG)]
         if not reasoning and content and (OPEN_TAG.startswith(start) or CLOSE_TAG in content):
-            return await asyncio.to_thread(_split_at_marks, content)
+            return split_reasoning(whole)  # with the space at its end: what stands before that is no half mark
         return reasoning, content
 
     def _tell(self, kind: str, piece: str) -> None:
         if self._told is not None:
             self._told.hear(kind, piece)
-
-
-def _split_at_marks(content: str) -> tuple[str, str]:
-    from vlm.answering import split_reasoning  # takes seconds, with torch: hence here, and in a thread
-
-    return split_reasoning(content)
-
-
-class Marks:
-    """Sorts growing content by its `<think>` marks; a mark that has only half arrived is kept back."""
-
-    def __init__(self):
-        self._kind, self._kept = "", ""
-
-    def split(self, piece: str) -> list[tuple[str, str]]:
-        """The (kind, text) that are certain now."""
-        if self._kind == "text":
-            return [("text", piece)]
-        text = self._kept + piece
-        if not self._kind:
-            text = text.lstrip()
-            if len(text) < len(OPEN_TAG) and OPEN_TAG.startswith(text):
-                self._kept = text
-                return []
-            if not text.startswith(OPEN_TAG):
-                self._kind = "text"
-                return [("text", text)]
-            self._kind = "reasoning"
-            text = text.removeprefix(OPEN_TAG)
-        reasoning, closed, answer = text.partition(CLOSE_TAG)
-        if closed:
-            self._kind = "text"
-            return [("reasoning", reasoning), ("text", answer)]
-        half = next((size for size in range(len(CLOSE_TAG) - 1, 0, -1) if text.endswith(CLOSE_TAG[:size])), 0)
-        sure = len(text) - half
-        self._kept = text[sure:]
-        return [("reasoning", text[:sure])]
 
 
 class Told:

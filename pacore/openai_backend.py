@@ -23,6 +23,7 @@ from PIL import Image
 from pacore.backends import BackendError, Completion, Sampling
 from pacore.openai_answers import Model, Models, Said, Told, Usage, read
 from pacore.openai_faults import Fault, fault_of
+from vlm.pictures import PictureError, open_picture
 
 # The n-th pause is drawn from 0 to BACKOFF * 2^n seconds ("full jitter"): calls that failed together return apart.
 BACKOFF, MAX_BACKOFF = 0.5, 30.0
@@ -147,7 +148,7 @@ class OpenAIBackend:
             started = time.monotonic()
             said, attempts = await self._persist(lambda: self._ask(body, told))
         seconds = time.monotonic() - started
-        reasoning, text = await said.split()
+        reasoning, text = said.split()
         usage = said.usage or Usage()
         return Completion(
             text=text,
@@ -313,8 +314,6 @@ def _encode(picture: Any) -> str:
     Raises:
         BackendError: it cannot be read.
     """
-    from vlm.pictures import PictureError, open_picture  # seconds, with torch
-
     try:
         opened = open_picture(picture)
     except PictureError as error:

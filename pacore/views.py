@@ -8,6 +8,8 @@ import random
 
 from PIL import Image, ImageEnhance
 
+from vlm.pictures import open_picture
+
 MOST_CUT = 0.03  # of a side, at each edge
 SCALES = (0.8, 1.25)
 CONTRASTS = (0.9, 1.1)
@@ -32,7 +34,6 @@ def with_views(conversation: list[dict], index: int, seed: int) -> list[dict]:
     """
     if index == 0:
         return conversation
-    from vlm.pictures import open_picture
 
     def seen(place: int, part: dict) -> dict:
         return (

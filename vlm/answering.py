@@ -227,6 +227,37 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return reasoning.strip(), ""
 
 
+class ReasoningSplitter:
+    """Sorts growing content by its `<think>` marks; a mark that has only half arrived is kept back."""
+
+    def __init__(self):
+        self._kind, self._kept = "", ""
+
+    def split(self, piece: str) -> list[tuple[str, str]]:
+        """The (kind, text) that are certain now."""
+        if self._kind == "text":
+            return [("text", piece)]
+        text = self._kept + piece
+        if not self._kind:
+            text = text.lstrip()
+            if len(text) < len(OPEN_TAG) and OPEN_TAG.startswith(text):
+                self._kept = text
+                return []
+            if not text.startswith(OPEN_TAG):
+                self._kind = "text"
+                return [("text", text)]
+            self._kind = "reasoning"
+            text = text.removeprefix(OPEN_TAG)
+        reasoning, closed, answer = text.partition(CLOSE_TAG)
+        if closed:
+            self._kind = "text"
+            return [("reasoning", reasoning), ("text", answer)]
+        half = next((size for size in range(len(CLOSE_TAG) - 1, 0, -1) if text.endswith(CLOSE_TAG[:size])), 0)
+        sure = len(text) - half
+        self._kept = text[sure:]
+        return [("reasoning", text[:sure])]
+
+
 class TokenText:
     """Turns a growing list of tokens into pieces of text, never half a character."""
 

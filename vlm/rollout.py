@@ -11,7 +11,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from transformers import BatchFeature, DynamicCache
 
@@ -19,7 +18,7 @@ from vlm.answering import OPEN_TAG, ModelError, TokenText, end_ids
 from vlm.modeling import Step3VLForConditionalGeneration
 from vlm.prefix_attention import SharedPrefixCache, clone_with_shared_weights
 from vlm.processing import Step3VLProcessor
-from vlm.sampling import Sampling, derive_seed
+from vlm.sampling import BatchDraw, Sampling, Uniforms, derive_seed
 
 PLAIN = Sampling()
 PICTURES_KEPT = 64  # encoded pictures that wait for another prompt to show them
@@ -53,7 +52,7 @@ class Row:
     max_tokens: int
     on_text: Callable[[str], None] | None
     on_done: Callable[[Sample], None] | None
-    uniforms: "_Uniforms"
+    uniforms: "Uniforms"
     writer: "_Writer"
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -118,7 +117,7 @@ class Rollout:
         self._active: list[Row] = []
         self._waiting: deque[Row] = deque()
         self._free_slots: list[int] = []
-        self._settings: _Settings | None = None
+        self._draw: BatchDraw | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -175,7 +174,7 @@ class Rollout:
         if self.processor.tokenizer.decode(prompt.inputs["input_ids"][0, -8:]).rstrip().endswith(OPEN_TAG):
             prefix = OPEN_TAG + "\n"
         seed = (sampling.seed or 0) % 2**64
-        row = Row(prompt, replace(sampling, seed=seed), wanted, on_text, on_done, _Uniforms(seed),
+        row = Row(prompt, replace(sampling, seed=seed), wanted, on_text, on_done, Uniforms(seed),
                   _Writer(TokenText(self.processor.tokenizer), sampling.stop, prefix))  # fmt: skip
         prompt.users += 1
         self._prompts[prompt.key] = prompt
@@ -266,7 +265,7 @@ class Rollout:
         self._release([row for row in new if row.sample is not None])
         self._active += going
         self._cache.add_rows([row.prompt.slot for row in going])
-        self._settings = None
+        self._draw = None
 
     def _decode(self) -> torch.Tensor:
         """(rows, vocabulary) logits after every row's last token."""
@@ -284,13 +283,13 @@ class Rollout:
 
     def _take(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Draws every row's next token and ends the rows that are done."""
-        settings = self._settings if rows is self._active else None
-        if settings is None:
-            settings = _Settings([row.sampling for row in rows], logits.device)
+        draw = self._draw if rows is self._active else None
+        if draw is None:
+            draw = BatchDraw([row.sampling for row in rows], logits.device)
             if rows is self._active:
-                self._settings = settings
+                self._draw = draw
         uniforms = [row.uniforms.next() for row in rows]
-        tokens, logprobs = settings.draw(logits, uniforms)
+        tokens, logprobs = draw.tokens(logits, uniforms)
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
@@ -336,7 +335,7 @@ class Rollout:
             kept[place] = late.pop()
         self._cache.keep_rows(kept)
         self._active = [self._active[i] for i in kept]
-        self._settings = None
+        self._draw = None
         self._release(done)
 
     def _release(self, rows: list[Row]) -> None:
@@ -349,65 +348,6 @@ class Rollout:
                 if prompt.slot is not None:
                     self._free_slots.append(prompt.slot)
                     prompt.slot = prompt.logits = None
-
-
-class _Settings:
-    """The sampling values of a batch as tensors, and the draw itself."""
-
-    def __init__(self, samplings: list[Sampling], device: torch.device):
-        self.greedy = torch.tensor([s.temperature == 0 for s in samplings], device=device)
-        self.all_greedy = bool(self.greedy.all())
-        self.temperature = torch.tensor([[s.temperature or 1.0] for s in samplings], device=device)
-        self.top_p = torch.tensor([[s.top_p] for s in samplings], device=device) if any(
-            s.top_p < 1 for s in samplings) else None  # fmt: skip
-        self.top_k = torch.tensor([[s.top_k or 2**31 - 1] for s in samplings], device=device) if any(
-            s.top_k for s in samplings) else None  # fmt: skip
-
-    def draw(self, logits: torch.Tensor, uniforms: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows,) tokens, and (rows,) log-probabilities of the model's own distribution.
-
-        A token is where the cumulated probabilities pass the row's uniform number: one number a token, and a small
-        difference in the logits (products of other sizes round differently) moves a border by as little.
-        """
-        logprobs = torch.log_softmax(logits, -1)
-        tokens = logits.argmax(-1)
-        if not self.all_greedy:
-            probabilities = torch.softmax(self._filtered(logits / self.temperature), -1)
-            cumulated = probabilities.double().cumsum(-1)
-            place = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulated[:, -1:]
-            drawn = torch.searchsorted(cumulated, place, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
-            tokens = torch.where(self.greedy, tokens, drawn)
-        return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-
-    def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits with what top-k, and then top-p of what is left, exclude at -inf."""
-        if self.top_k is None and self.top_p is None:
-            return logits
-        ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-        if self.top_k is not None:
-            rank = torch.arange(logits.shape[-1], device=logits.device)
-            ordered = ordered.masked_fill(rank >= self.top_k, -torch.inf)
-        if self.top_p is not None:
-            probabilities = torch.softmax(ordered, -1)
-            # What comes before a token decides: the one that passes the border stays.
-            before = probabilities.cumsum(-1) - probabilities
-            ordered = ordered.masked_fill(before >= self.top_p, -torch.inf)
-        return torch.empty_like(logits).scatter_(-1, order, ordered)
-
-
-class _Uniforms:
-    """A row's own stream of numbers in [0, 1): the same on every machine, drawn ahead in blocks."""
-
-    BLOCK = 256
-
-    def __init__(self, seed: int):
-        self._generator = np.random.Generator(np.random.Philox(seed))
-        self._block: list[float] = []
-
-    def next(self) -> float:
-        if not self._block:
-            self._block = self._generator.random(self.BLOCK).tolist()[::-1]
-        return self._block.pop()
 
 
 class _Writer:
