@@ -1,6 +1,7 @@
-"""The one training loop: mixture in, checkpoints and curves out; one process or many, killed at any step it goes on.
+"""The one training loop: batches in, checkpoints and curves out; one process or many, killed at any step it goes on.
 
-What a step is stands in `train`, whole. Batches come from `training.data.Steps`, devices from Accelerate.
+What a step is stands in `train`, whole. What is learnt (the batches, the loss, what is written at the end) is a `Task`:
+`training.language`, `training.vae` and `training.edit` have one each. Devices come from Accelerate.
 """
 
 import json
@@ -9,25 +10,59 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn import functional
 
 from training.curves import draw_curves
-from training.data import Steps
 from training.optim import build_optimizer
-from training.recipe import Stage
+from training.recipe import Schedule
 
 # It warns at each checkpoint that the tied head is written once; that is what tying means.
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 LOG_EVERY_SECONDS = 10  # of the plain lines where no terminal shows the bar
+
+
+class Task(Protocol):
+    """What a stage learns.
+
+    Attributes:
+        model: its weights with `requires_grad` are trained; all its weights and buffers are in the checkpoints.
+    """
+
+    model: torch.nn.Module
+
+    def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
+        """From `first_step` on, this rank's share of every step as micro-batches: pure functions of the step."""
+        ...
+
+    def count(self, batch: dict) -> int:
+        """How many things (tokens, pictures, ...) the loss of a micro-batch is summed over."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        """The loss of a micro-batch on the model's device, summed over what `count` counts."""
+        ...
+
+    def after_step(self, model: torch.nn.Module, step: int) -> None:
+        """Called on every process when the optimizer has stepped."""
+        ...
+
+    def look(self, model: torch.nn.Module, folder: Path) -> None:
+        """Puts something to look at into `folder`, at every checkpoint and at the end; main process alone."""
+        ...
+
+    def write(self, model: torch.nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Writes the trained model into a new folder; main process alone. `state` is gathered from all devices."""
+        ...
 
 
 def faster_precision(device: torch.device) -> str:
@@ -47,7 +82,7 @@ def faster_precision(device: torch.device) -> str:
     return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) else "no"
 
 
-def learning_rate_factor(stage: Stage, step: int) -> float:
+def learning_rate_factor(stage: Schedule, step: int) -> float:
     """Of the peak rate at `step` (from 0): linear warm-up, then a cosine to `final_learning_rate`."""
     if step < stage.warmup_steps:
         return (step + 1) / stage.warmup_steps
@@ -55,7 +90,7 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
     return stage.final_learning_rate + (1 - stage.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_accelerator(stage: Stage, *, fsdp: bool = False, trackers: str | None = None, out: Path) -> Accelerator:
+def make_accelerator(stage: Schedule, *, fsdp: bool = False, trackers: str | None = None, out: Path) -> Accelerator:
     """An `Accelerator` for the stage; FSDP2 with one wrapped layer a unit when `fsdp`."""
     precision = stage.precision
     if precision == "auto":
@@ -72,41 +107,32 @@ def make_accelerator(stage: Stage, *, fsdp: bool = False, trackers: str | None =
 
 def train(
     name: str,
-    stage: Stage,
-    model: torch.nn.Module,
-    processor,
+    stage: Schedule,
+    task: Task,
     out: Path,
     *,
-    loss_on: str,
     seed: int = 0,
     fsdp: bool = False,
     trackers: str | None = None,
     workers: int = 1,
 ) -> Path:
-    """Trains `model` as `stage` says and writes it to `out/model`, resuming from `out` if it was interrupted.
+    """Trains `task.model` as `stage` says and writes it to `out/model`, resuming from `out` if it was interrupted.
 
     Args:
         name: what the log and the bar call this stage.
-        loss_on: `all` or `assistant`, see `training.data.encode_conversation`.
         trackers: any Accelerate tracker's name (`tensorboard`, `wandb`, ...), or None.
         workers: processes that make batches ahead; 0 makes them in this one.
 
     Returns:
-        `out/model`, a `save_pretrained` folder with the processor beside the weights.
+        `out/model`, as the task writes it.
     """
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     accelerator = make_accelerator(stage, fsdp=fsdp, trackers=trackers, out=out)
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
-    if stage.gradient_checkpointing and not fsdp:
-        model.gradient_checkpointing_enable()
-    if stage.compile:
-        # Layer by layer and in place: names of weights stay, and one compiled layer serves all of its kind.
-        for layer in [*model.model.vision_model.layers, *model.model.language_model.layers]:
-            layer.compile(dynamic=True)
-    optimizer = build_optimizer(model, stage.optimizer)
+    optimizer = build_optimizer(task.model, stage.optimizer)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(task.model, optimizer)
     model.train()
     if trackers:
         accelerator.init_trackers("triptych", config=stage.model_dump())
@@ -116,14 +142,13 @@ def train(
     _truncate_log(log_path, first)
     if first:
         console.print(f"{name}: resuming at step {first} of {stage.steps}")
-    data = Steps(stage, processor, loss_on, seed, accelerator.process_index, accelerator.num_processes)
-    batches = iter(data.loader(first, workers))
+    batches = iter(task.batches(first, workers, accelerator.process_index, accelerator.num_processes))
     log = log_path.open("a", encoding="utf-8") if accelerator.is_main_process else None
     saved_at = told_at = time.monotonic()
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[status]}"), console=console)  # fmt: skip
     with bar:
-        task = bar.add_task(name, total=stage.steps, completed=first, status="")
+        row = bar.add_task(name, total=stage.steps, completed=first, status="")
         for step in range(first, stage.steps):
             started = time.perf_counter()
             micro_batches = next(batches)
@@ -133,22 +158,21 @@ def train(
                 group["lr"] = peak * factor
 
             # The loss is the mean over the tokens of the whole step, wherever they are: sums here, one division.
-            tokens = torch.tensor(sum(len(b["targets"]) for b in micro_batches), device=accelerator.device)
-            tokens = int(accelerator.reduce(tokens, "sum"))
+            count = torch.tensor(sum(map(task.count, micro_batches)), device=accelerator.device)
+            count = int(accelerator.reduce(count, "sum"))
             total = torch.zeros((), device=accelerator.device)
             for index, batch in enumerate(micro_batches):
                 batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-                keep, targets = batch.pop("keep"), batch.pop("targets")
                 last = index == len(micro_batches) - 1
                 with accelerator.autocast(), _synchronised(accelerator, model, last):
-                    logits = model(**batch, logits_to_keep=keep, use_cache=False).logits
-                    loss = functional.cross_entropy(logits.float(), targets, reduction="sum") / tokens
+                    loss = task.loss(model, batch) / count
                     # Data parallelism averages gradients over processes; the mean over tokens wants their sum.
                     accelerator.backward(loss * accelerator.num_processes)
                 total += loss.detach()
             norm = accelerator.clip_grad_norm_(model.parameters(), stage.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            task.after_step(accelerator.unwrap_model(model), step)
 
             total = float(accelerator.reduce(total, "sum"))
             if not math.isfinite(total):
@@ -158,7 +182,7 @@ def train(
                 )
             seconds = time.perf_counter() - started
             record = {"stage": name, "step": step, "loss": total, "grad_norm": float(norm), "factor": factor,
-                      "tokens": tokens, "samples": stage.batch_size, "seconds": round(seconds, 4),
+                      "count": count, "samples": stage.batch_size, "seconds": round(seconds, 4),
                       "waited": round(waited, 4)}  # fmt: skip
             if log:
                 log.write(json.dumps(record) + "\n")
@@ -166,7 +190,7 @@ def train(
             if trackers:
                 accelerator.log({"loss": total, "grad_norm": float(norm), "learning_rate": peaks[0] * factor}, step)
             status = f"loss {total:.3f}  {stage.batch_size / seconds:.1f} samples/s"
-            bar.update(task, completed=step + 1, status=status)
+            bar.update(row, completed=step + 1, status=status)
             now = time.monotonic()
             if not console.is_terminal and (now - told_at > LOG_EVERY_SECONDS or step + 1 == stage.steps):
                 console.print(f"{name} {step + 1}/{stage.steps}  {status}", highlight=False)
@@ -178,12 +202,14 @@ def train(
                 _save(accelerator, out, step + 1)
                 if accelerator.is_main_process:
                     draw_curves([log_path], out / "curves.png")
+                    task.look(accelerator.unwrap_model(model), out)
                 saved_at = time.monotonic()
     if log:
         log.close()
-    _write_model(accelerator, model, processor, out)
+    _write_model(accelerator, task, model, out)
     if accelerator.is_main_process:
         draw_curves([log_path], out / "curves.png")
+        task.look(accelerator.unwrap_model(model), out)
         for stale in out.glob("checkpoint-*"):
             shutil.rmtree(stale)
     if trackers:
@@ -239,13 +265,12 @@ def _truncate_log(path: Path, first: int) -> None:
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
-def _write_model(accelerator: Accelerator, model, processor, out: Path) -> None:
+def _write_model(accelerator: Accelerator, task: Task, model, out: Path) -> None:
     """`out/model`, whole or not at all: its presence says that the stage is done."""
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         partial = out / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(partial, state_dict=state)
-        processor.save_pretrained(partial)
+        task.write(accelerator.unwrap_model(model, keep_torch_compile=False), state, partial)
         os.replace(partial, out / "model")
     accelerator.wait_for_everyone()

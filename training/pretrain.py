@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training.loop import train
+from training.language import train_language
 from training.recipe import Recipe, RecipeError
 from training.tokenizer import build_tokenizer
 from vlm import Step3VLConfig, Step3VLForConditionalGeneration, Step3VLProcessor
@@ -42,6 +42,4 @@ def start(recipe: Recipe) -> tuple[Step3VLForConditionalGeneration, Step3VLProce
 def pretrain(recipe: Recipe, out: Path, **options) -> Path:
     """Runs the stage in `out` (resuming what is there) and returns the folder of the trained model."""
     model, processor = start(recipe)
-    stage = recipe.stages["pretrain"]
-    return train("pretrain", stage, model, processor, out, loss_on=stage.loss_on or "all", seed=recipe.seed,
-                 fsdp=recipe.fsdp, **options)  # fmt: skip
+    return train_language("pretrain", recipe, model, processor, out, loss_on="all", **options)

@@ -86,34 +86,42 @@ class Optimizer(_Strict):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class Stage(_Strict):
-    """The values of one stage of training.
+class Schedule(_Strict):
+    """What every stage of training says of its optimisation.
 
     Attributes:
         batch_size: samples an optimizer step, over all processes.
         gradient_accumulation_steps: into how many parts a process splits its share of the batch.
-        row_length: tokens of a packed row; a longer sample makes its own row longer, up to `max_length`.
-        max_length: samples with more tokens are an error.
         warmup_steps: of linear rise; then a cosine down to `final_learning_rate` times the peak.
-        loss_on: `all` tokens that are not a picture's, or the `assistant`'s; by default what the stage is about.
         precision: `auto` takes bfloat16 where this machine multiplies faster in it, else float32.
         checkpoint_minutes: time between two checkpoints; one is also written at the end.
     """
 
-    phases: list[Phase] = Field(min_length=1)
     batch_size: int = Field(gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
-    row_length: int = Field(256, gt=0)
-    max_length: int = Field(2048, gt=0)
     optimizer: Optimizer = Optimizer()
     warmup_steps: int = Field(0, ge=0)
     final_learning_rate: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    loss_on: Literal["all", "assistant"] | None = None
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     checkpoint_minutes: float = Field(5.0, gt=0)
+
+
+class Stage(Schedule):
+    """A stage of the vision-language model: mixtures in turn, next-token loss.
+
+    Attributes:
+        row_length: tokens of a packed row; a longer sample makes its own row longer, up to `max_length`.
+        max_length: samples with more tokens are an error.
+        loss_on: `all` tokens that are not a picture's, or the `assistant`'s; by default what the stage is about.
+    """
+
+    phases: list[Phase] = Field(min_length=1)
+    row_length: int = Field(256, gt=0)
+    max_length: int = Field(2048, gt=0)
+    loss_on: Literal["all", "assistant"] | None = None
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from training.loop import train
+from training.language import train_language
 from training.recipe import Recipe
 from vlm.answering import load
 
@@ -17,6 +17,4 @@ from vlm.answering import load
 def sft(recipe: Recipe, start_from: str, out: Path, **options) -> Path:
     """Fine-tunes the model at `start_from` (directory or hub id) in `out`; returns the folder of the trained model."""
     model, processor = load(start_from, dtype=torch.float32)
-    stage = recipe.stages["sft"]
-    return train("sft", stage, model, processor, out, loss_on=stage.loss_on or "assistant", seed=recipe.seed,
-                 fsdp=recipe.fsdp, **options)  # fmt: skip
+    return train_language("sft", recipe, model, processor, out, loss_on="assistant", **options)
