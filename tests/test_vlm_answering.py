@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from small_vlm import inputs_of, make_config, make_model, make_processor, noise, user
 
 from vlm import PictureError, answering
-from vlm.answering import ModelError, load, split_reasoning, stream_answer
+from vlm.answering import ModelError, load, stream_answer
+from vlm.reasoning import split_reasoning
 
 
 @pytest.fixture(scope="module")

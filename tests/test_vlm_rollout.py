@@ -182,6 +182,22 @@ def test_a_stop_string_ends_the_text_before_it_and_is_never_streamed(qwen):
     assert row.sample.finish == "stop"
 
 
+def test_the_text_is_the_same_whether_or_not_somebody_reads_along(qwen):
+    """Random tokens of this tokenizer are bytes, many of them halves of a character."""
+    model, processor = qwen
+    engine = Rollout(model, processor)
+    pieces = [[] for _ in range(16)]
+    watched = [
+        engine.submit(ROWS[0], Sampling(max_tokens=40, seed=i), on_text=own.append) for i, own in enumerate(pieces)
+    ]
+    alone = [engine.submit(ROWS[0], Sampling(max_tokens=40, seed=i)) for i in range(16)]
+    while engine.step():
+        pass
+    texts = [row.sample.text for row in alone]
+    assert texts == [row.sample.text for row in watched] == ["".join(own) for own in pieces]
+    assert len(set(texts)) == 16 and any("\N{REPLACEMENT CHARACTER}" in text for text in texts)
+
+
 @pytest.mark.parametrize("sampling", [Sampling(top_k=1, max_tokens=12), Sampling(top_p=1e-6, max_tokens=12)], ids=repr)
 def test_the_narrowest_filter_is_greedy(qwen, sampling):
     model, processor = qwen

@@ -1,18 +1,21 @@
-"""The vision-language model: configuration, modeling, processing, hub names."""
+"""The vision-language model: configuration, modeling, processing, hub names.
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+Torch is loaded with the first of the model's classes that is asked for, so that programs over a distant model start
+at once. From then on transformers' Auto classes know the model; `import vlm.auto` is enough for that.
+"""
 
-from vlm.configuration import Step3VLConfig, StepRoboticsConfig
-from vlm.modeling import Step3VLForConditionalGeneration, Step3VLModel
+from typing import TYPE_CHECKING
+
 from vlm.pictures import PictureError, open_picture
-from vlm.processing import Step3VLImageProcessor, Step3VLProcessor
 
-# With these, transformers' Auto classes read our checkpoints and the released ones, without remote code.
-AutoConfig.register(Step3VLConfig.model_type, Step3VLConfig, exist_ok=True)
-AutoConfig.register(StepRoboticsConfig.model_type, StepRoboticsConfig, exist_ok=True)
-AutoModel.register(Step3VLConfig, Step3VLModel, exist_ok=True)
-AutoModelForImageTextToText.register(Step3VLConfig, Step3VLForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(Step3VLConfig, Step3VLProcessor, exist_ok=True)
+if TYPE_CHECKING:
+    from vlm.auto import (
+        Step3VLConfig,
+        Step3VLForConditionalGeneration,
+        Step3VLImageProcessor,
+        Step3VLModel,
+        Step3VLProcessor,
+    )
 
 __all__ = [
     "PictureError",
@@ -23,3 +26,11 @@ __all__ = [
     "Step3VLProcessor",
     "open_picture",
 ]
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vlm import auto
+
+    return getattr(auto, name)

@@ -1,6 +1,7 @@
 """The command line of the model that sees: `python -m vlm ask`, `describe`, `bench`."""
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,11 +11,12 @@ from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging
 
-from vlm.answering import ModelError, load, locate, read_config, split_reasoning, stream_answer
+from vlm.answering import ModelError, load, locate, read_config, stream_answer
 from vlm.benchmark import bench
 from vlm.configuration import PRESETS, Step3VLConfig
 from vlm.describing import describe
 from vlm.pictures import PictureError, open_picture
+from vlm.reasoning import split_reasoning
 
 
 @dataclass
@@ -50,12 +52,14 @@ class Describe:
 
 @dataclass
 class Bench:
-    """Measure the rollout engine: 16 samples of 8 prompts with pictures, against transformers' `generate`."""
+    """Measure the rollout engine: 16 samples of 8 prompts with pictures, against transformers' `generate` and vLLM."""
 
     json: bool = False
     """End with one JSON line."""
     repeats: int = 3
     """Of everything; the medians count."""
+    vllm_python: str | None = None
+    """An interpreter that has vLLM, by default this one where vLLM is installed; without one, vLLM is left out."""
 
 
 class UsageError(ValueError):
@@ -128,7 +132,13 @@ def main() -> int:
         if isinstance(options, Ask):
             ask(options)
         elif isinstance(options, Bench):
-            bench(options.json, options.repeats)
+            if options.repeats < 1:
+                raise UsageError(f"repeats is {options.repeats}; it must be at least 1.")
+            if options.vllm_python and not shutil.which(options.vllm_python):
+                raise UsageError(
+                    f"there is no program {options.vllm_python!r}; give the python that vLLM is installed for."
+                )
+            bench(options.json, options.repeats, options.vllm_python)
         else:
             describe_model(options)
     except (PictureError, ModelError, UsageError) as error:

@@ -15,11 +15,10 @@ from transformers import DynamicCache
 from vlm.configuration import RELEASED_MODEL_TYPES, Step3VLConfig
 from vlm.modeling import Step3VLForConditionalGeneration
 from vlm.processing import Step3VLProcessor
+from vlm.reasoning import OPEN_TAG
 
 # The folder that holds `mini/`, when it is not the repository's own `checkpoints/`.
 CHECKPOINTS_VARIABLE = "TRIPTYCH_CHECKPOINTS"
-
-OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 
 
 class ModelError(ValueError):
@@ -104,7 +103,7 @@ def locate(model: str, weights: bool = True) -> Path:
 def _download(hub_id: str, weights: bool) -> Path:
     """A folder with the repository's files; with weights, its progress is shown."""
     patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.safetensors"] * weights
-    online = _hub_is_reachable()
+    online = hub_is_reachable()
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=not online))
     except Exception as error:
@@ -118,7 +117,7 @@ def _download(hub_id: str, weights: bool) -> Path:
         ) from error
 
 
-def _hub_is_reachable() -> bool:
+def hub_is_reachable() -> bool:
     """The hub's client retries for half a minute where there is no network at all; one name look-up tells at once."""
     if constants.is_offline_mode():
         return False
@@ -205,57 +204,6 @@ def stream_answer(
         inputs = {"input_ids": torch.tensor([[token]], device=model.device)}
     if piece := text.rest():
         yield piece
-
-
-def split_reasoning(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of a whole or growing text, both without their marks and the space around them.
-
-    The answer is what follows the last `</think>` (PaCoRe, arXiv 2601.05593, compaction). While a `<think>` is open
-    all of it is reasoning, and a mark that has only half arrived belongs to neither.
-    """
-    reasoning, closed, answer = text.rpartition(CLOSE_TAG)
-    if closed:
-        return reasoning.strip().removeprefix(OPEN_TAG).strip(), answer.strip()
-    start = text.lstrip()
-    if not start.startswith(OPEN_TAG):
-        return "", "" if OPEN_TAG.startswith(start) else text.strip()
-    reasoning = start.removeprefix(OPEN_TAG)
-    for length in range(len(CLOSE_TAG) - 1, 0, -1):
-        if reasoning.endswith(CLOSE_TAG[:length]):
-            reasoning = reasoning[:-length]
-            break
-    return reasoning.strip(), ""
-
-
-class ReasoningSplitter:
-    """Sorts growing content by its `<think>` marks; a mark that has only half arrived is kept back."""
-
-    def __init__(self):
-        self._kind, self._kept = "", ""
-
-    def split(self, piece: str) -> list[tuple[str, str]]:
-        """The (kind, text) that are certain now."""
-        if self._kind == "text":
-            return [("text", piece)]
-        text = self._kept + piece
-        if not self._kind:
-            text = text.lstrip()
-            if len(text) < len(OPEN_TAG) and OPEN_TAG.startswith(text):
-                self._kept = text
-                return []
-            if not text.startswith(OPEN_TAG):
-                self._kind = "text"
-                return [("text", text)]
-            self._kind = "reasoning"
-            text = text.removeprefix(OPEN_TAG)
-        reasoning, closed, answer = text.partition(CLOSE_TAG)
-        if closed:
-            self._kind = "text"
-            return [("reasoning", reasoning), ("text", answer)]
-        half = next((size for size in range(len(CLOSE_TAG) - 1, 0, -1) if text.endswith(CLOSE_TAG[:size])), 0)
-        sure = len(text) - half
-        self._kept = text[sure:]
-        return [("reasoning", text[:sure])]
 
 
 class TokenText:

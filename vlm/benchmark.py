@@ -1,10 +1,12 @@
-"""How fast the rollout engine is, against transformers' `generate` on the same model in the same run."""
+"""How fast the rollout engine is, against transformers' `generate` and vLLM on the same model in the same run."""
 
 import json
+import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from vlm.modeling import Step3VLForConditionalGeneration
 from vlm.processing import Step3VLProcessor
 from vlm.rollout import Rollout
 from vlm.sampling import Sampling
+from vlm.vllm_comparison import VLLM, VLLMError, interpreter_with_vllm
 
 PROMPTS, SAMPLES = 8, 16
 QUESTIONS = (
@@ -76,18 +79,31 @@ def _conversations(side: int) -> list[list[dict]]:
     return found
 
 
-def measure(work: Workload, repeats: int) -> dict[str, float]:
-    """Tokens a second of three ways, alternating so that a machine's moods meet them all, and the caches' bytes."""
-    rates: dict[str, list[float]] = {"rollout": [], "generate": [], "num_return_sequences": []}
-    shared, expanded = [], []
+def measure(work: Workload, repeats: int, vllm: VLLM | None = None) -> dict[str, float]:
+    """Tokens a second of each way, alternating so that a machine's moods meet them all, and the caches' bytes.
+
+    Every way has run before it is timed. Without `vllm`, or where it fails on the way, its rate is NaN.
+    """
+    rates: dict[str, list[float]] = {"rollout": [], "generate": [], "num_return_sequences": [], "vllm": []}
+    shared, expanded = _peak_bytes(work), []
+    _generated(replace(work, conversations=work.conversations[:1]), 1, 1, [])
     for repeat in range(repeats):
         engine = Rollout(work.model, work.processor)
-        rates["rollout"].append(_rate(lambda: _rolled(engine, work, repeat, shared)))  # noqa: B023 - called at once
+        rates["rollout"].append(_rate(lambda: _rolled(engine, work, repeat)))  # noqa: B023 - called at once
+        if vllm:
+            try:
+                answer = vllm.answer()
+                rates["vllm"].append(answer.tokens / answer.seconds)
+            except VLLMError as error:
+                _note(f"vLLM failed on {work.name}: {error}")
+                vllm = None
         rates["num_return_sequences"].append(_rate(lambda: _generated(work, SAMPLES, 1, expanded)))
         rates["generate"].append(_rate(lambda: _generated(work, 1, work.alone, [])))
+    if not vllm:
+        rates["vllm"] = [math.nan]
     medians = {name: statistics.median(values) for name, values in rates.items()}
     # Of all prompts side by side, as the engine holds them.
-    return medians | {"shared_bytes": max(shared), "expanded_bytes": sum(expanded) / repeats}
+    return medians | {"shared_bytes": shared, "expanded_bytes": sum(expanded) / repeats}
 
 
 def _rate(run: Callable[[], int]) -> float:
@@ -95,17 +111,21 @@ def _rate(run: Callable[[], int]) -> float:
     return run() / (time.perf_counter() - started)
 
 
-def _rolled(engine: Rollout, work: Workload, seed: int, cache_bytes: list[int]) -> int:
-    rows = [
-        engine.submit(conversation, Sampling(max_tokens=work.max_tokens, seed=seed * 1000 + i * SAMPLES + j))
-        for i, conversation in enumerate(work.conversations)
-        for j in range(SAMPLES)
-    ]
+def _rolled(engine: Rollout, work: Workload, seed: int) -> int:
+    samples = engine.generate(work.conversations, Sampling(max_tokens=work.max_tokens, seed=seed), n=SAMPLES)
+    return sum(len(sample.tokens) for own in samples for sample in own)
+
+
+def _peak_bytes(work: Workload) -> int:
+    """The most that the engine's cache takes."""
+    engine = Rollout(work.model, work.processor)
+    for i, conversation in enumerate(work.conversations):
+        for j in range(SAMPLES):
+            engine.submit(conversation, Sampling(max_tokens=work.max_tokens, seed=i * SAMPLES + j))
     most = 0
     while engine.step():
         most = max(most, engine.cache_bytes)
-    cache_bytes.append(most)
-    return sum(len(row.sample.tokens) for row in rows)
+    return most
 
 
 def _generated(work: Workload, together: int, calls: int, cache_bytes: list[int]) -> int:
@@ -129,23 +149,50 @@ def _generated(work: Workload, together: int, calls: int, cache_bytes: list[int]
     return tokens
 
 
-def bench(as_json: bool, repeats: int = 3) -> None:
-    """Prints a table; as the last line one JSON object, with the figures of `mini` on top and those of both inside."""
-    found = {}
+def bench(as_json: bool, repeats: int = 3, vllm_python: str | None = None) -> None:
+    """Prints a table; as the last line one JSON object, with the figures of `mini` on top and those of both inside.
+
+    Args:
+        vllm_python: an interpreter that has vLLM; by default this one where vLLM is installed. Without, or where vLLM
+            cannot run the model, `speedup_vs_vllm` is null, and a line on the standard error says why.
+    """
+    vllm_python = vllm_python or interpreter_with_vllm()
+    if vllm_python is None:
+        _note("vLLM is not compared: it is not installed here; --vllm-python names an interpreter that has it.")
+    found, version = {}, None
     for make in (mini, hundred_million):
         work = make()
-        got = measure(work, repeats)
+        vllm = _start_vllm(vllm_python, work) if vllm_python else None
+        try:
+            got = measure(work, repeats, vllm)
+        finally:
+            if vllm:
+                version = vllm.version
+                vllm.close()
         found[work.name] = {
             "speedup_vs_generate": got["rollout"] / got["generate"],
             "speedup_vs_num_return_sequences": got["rollout"] / got["num_return_sequences"],
+            "speedup_vs_vllm": None if math.isnan(got["vllm"]) else got["rollout"] / got["vllm"],
             "peak_memory_ratio": got["shared_bytes"] / got["expanded_bytes"],
             "tokens_per_second": got["rollout"],
         }
     table = Table("model", *next(iter(found.values())))
     for name, values in found.items():
-        table.add_row(name, *(f"{value:.2f}" for value in values.values()))
+        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in values.values()))
     Console(stderr=as_json).print(table)
     if as_json:
-        summary = {**found["mini"], "speedup_vs_vllm": None, "models": found, "prompts": PROMPTS, "samples": SAMPLES,
-                   "repeats": repeats, "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
+        summary = {**found["mini"], "models": found, "prompts": PROMPTS, "samples": SAMPLES, "repeats": repeats,
+                   "threads": torch.get_num_threads(), "torch": torch.__version__, "vllm": version}  # fmt: skip
         print(json.dumps(summary))
+
+
+def _start_vllm(python: str, work: Workload) -> VLLM | None:
+    try:
+        return VLLM(python, work.model, work.processor, work.conversations, work.max_tokens, SAMPLES)
+    except VLLMError as error:
+        _note(f"vLLM is not compared on {work.name}: {error}")
+        return None
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import BatchFeature, DynamicCache
 
-from vlm.answering import OPEN_TAG, ModelError, TokenText, end_ids
+from vlm.answering import ModelError, TokenText, end_ids
+from vlm.draws import BatchDraw, Uniforms
 from vlm.modeling import Step3VLForConditionalGeneration
 from vlm.prefix_attention import SharedPrefixCache, clone_with_shared_weights
 from vlm.processing import Step3VLProcessor
-from vlm.sampling import BatchDraw, Sampling, Uniforms, derive_seed
+from vlm.reasoning import OPEN_TAG
+from vlm.sampling import Sampling, derive_seed
 
 PLAIN = Sampling()
 PICTURES_KEPT = 64  # encoded pictures that wait for another prompt to show them
@@ -175,7 +177,7 @@ class Rollout:
             prefix = OPEN_TAG + "\n"
         seed = (sampling.seed or 0) % 2**64
         row = Row(prompt, replace(sampling, seed=seed), wanted, on_text, on_done, Uniforms(seed),
-                  _Writer(TokenText(self.processor.tokenizer), sampling.stop, prefix))  # fmt: skip
+                  _Writer(TokenText(self.processor.tokenizer), sampling.stop, prefix, on_text is not None))  # fmt: skip
         prompt.users += 1
         self._prompts[prompt.key] = prompt
         self._waiting.append(row)
@@ -351,15 +353,22 @@ class Rollout:
 
 
 class _Writer:
-    """A row's text as it grows; holds back what may turn out to be the beginning of a stop string."""
+    """A row's text as it grows; holds back what may turn out to be the beginning of a stop string.
 
-    def __init__(self, tokens: TokenText, stop: tuple[str, ...], prefix: str):
+    Where nobody reads along and no string stops the row, its tokens become text all at once, at the end.
+    """
+
+    def __init__(self, tokens: TokenText, stop: tuple[str, ...], prefix: str, read_along: bool):
         self.text = ""
         self.stopped = False
         self._tokens, self._stop, self._held = tokens, stop, prefix
+        self._at_once = not stop and not read_along
 
     def add(self, token: int) -> str:
         """The text that is certain now and was not before."""
+        if self._at_once:
+            self._tokens.tokens.append(token)
+            return ""
         return self._say(self._tokens.add(token))
 
     def rest(self) -> str:
