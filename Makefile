@@ -1,8 +1,10 @@
-# make demo   install, then serve the app at http://127.0.0.1:7860
-# make test   install, then run the whole test suite
-# make lint   install, then check style and formatting
+# make demo      install, then serve the app at http://127.0.0.1:7860
+# make test      install, then run the whole test suite
+# make lint      install, then check style and formatting
+# make smollm2   install, then serve a small language model with llama.cpp at http://127.0.0.1:8080/v1 (or PORT=...)
 
 PYTHON ?= python3
+PORT   ?= 8080
 VENV   := .venv
 BIN    := $(VENV)/bin
 
@@ -14,7 +16,7 @@ export PIP_NO_INPUT := 1
 INSTALLED     := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test lint
+.PHONY: demo test lint smollm2
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -26,6 +28,9 @@ test: $(INSTALLED_DEV)
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+smollm2:
+	@PYTHON='$(PYTHON)' sh pacore/smollm2-server.sh '$(PORT)'
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "Installing Triptych into $(VENV); the first time downloads several GB, most of it PyTorch."

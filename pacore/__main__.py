@@ -1,10 +1,11 @@
 """Parallel Coordinated Reasoning from the command line, over the local model or any OpenAI-compatible server.
 
-`python -m pacore ask | batch | serve`.
+`python -m pacore ask | batch | serve | bench`.
 """
 
 import asyncio
 import os
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers.utils import logging
 
 from pacore.backends import BackendError
 from pacore.batch import BatchError, read_answered, read_questions, run_batch
@@ -86,6 +86,24 @@ class Serve:
     """Keep every finished trajectory in this file, and take those that are there from it."""
 
 
+@dataclass
+class Bench:
+    """Measure what coordination costs beside the calls, and what a quorum saves where some of the calls are slow.
+
+    A local server answers after delays drawn by seed: log-normal, for the second part a twentieth of them 20 times as
+    long. Everything else is real, the journal on disk too. It takes about five minutes.
+    """
+
+    json: bool = False
+    """End with one JSON line."""
+    questions: int = 125
+    """Of the first part, 16 trajectories each."""
+    slow_questions: int = 200
+    """Of the second part, 17 trajectories each."""
+    median: float = 1.0
+    """Of the delays, in seconds."""
+
+
 class UsageError(ValueError):
     """The command makes no sense; the message is one line with the remedy."""
 
@@ -103,14 +121,14 @@ async def ask(options: Ask) -> None:
     journal = Journal(options.journal) if options.journal else None
     backend = await options.source.open()
     try:
-        outcome = await solve(backend, conversation, plan, journal=journal, on_event=_Story(console).tell)
+        outcome = await solve(backend, conversation, plan, journal=journal, on_event=_Story(console).tell, stream=False)
     finally:
         await backend.close()
         if journal:
             journal.close()
     print(outcome.answer.text)
     for note in outcome.notes:
-        console.print(f"[yellow]{escape(note)}[/]")
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     console.print(f"[dim]{_cost(outcome, plan.budget)}[/]")
 
 
@@ -129,7 +147,7 @@ class _Story:
             said = "[dim]cancelled[/]" if t.cancelled else f"[red]{escape(t.error)}[/]" if t.error else ""
             brief = " ".join(t.message.split())
             brief = brief if len(brief) <= 160 else brief[:157] + "…"
-            self.console.print(f"  {t.index + 1:3d}  {said or escape(brief)}")
+            self.console.print(f"  {t.index + 1:3d}  {said or escape(brief)}", soft_wrap=True)
 
 
 def _cost(outcome: Outcome, budget) -> str:
@@ -165,7 +183,7 @@ async def batch(options: Batch) -> int:
                 def on_row(row: dict) -> None:
                     if row["error"]:
                         failed.append(row)
-                        bar.console.print(f"[red]{escape(row['id'])}: {escape(row['error'])}[/]")
+                        bar.console.print(f"[red]{escape(row['id'])}: {escape(row['error'])}[/]", soft_wrap=True)
                     bar.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
 
                 await run_batch(backend, left, plan, out, journal, options.at_once, on_row)
@@ -185,37 +203,59 @@ async def batch(options: Batch) -> int:
 async def serve(options: Serve) -> None:
     import uvicorn
 
-    from pacore.server import create_app
+    from pacore.server import STOP_SECONDS, create_app
 
     plan = options.how.plan()
     key = os.environ.get(options.key_variable) or None
     journal = Journal(options.journal) if options.journal else None
     backend = await options.source.open()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is open is closed, as at Ctrl-C
     try:
         app = create_app(
             backend, plan=plan, api_key=key, allow_http_pictures=options.http_pictures, journal=journal
         )  # fmt: skip
-        config = uvicorn.Config(app, host=options.host, port=options.port, log_level="warning")
+        config = uvicorn.Config(
+            app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
+        )
         server = uvicorn.Server(config)
         where = f"http://{options.host}:{options.port}/v1"
         print(f"{backend.name} at {where}" + ("" if key else f", open to all: no {options.key_variable}"), flush=True)
         await server.serve()
     finally:
-        await backend.close()
-        if journal:
-            journal.close()
+        try:
+            await backend.close()
+        finally:
+            if journal:
+                journal.close()
+
+
+def bench(options: Bench) -> None:
+    from pacore import benchmark
+
+    for name, value, least in (
+        ("questions", options.questions, 1),
+        ("slow-questions", options.slow_questions, 1),
+        ("median", options.median, 0.01),
+    ):
+        if not least <= value < 1e6:
+            raise UsageError(f"--{name} is {value:g}; it must be at least {least:g} and below a million.")
+    benchmark.bench(options.json, options.questions, options.slow_questions, options.median)
 
 
 def main() -> int:
     """Runs the command line; 0, 1 where questions of a batch failed, 2 with one line where the request is wrong."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     options = tyro.cli(
-        Ask | Batch | Serve, prog="python -m pacore", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+        Ask | Batch | Serve | Bench,
+        prog="python -m pacore",
+        description=__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
         if isinstance(options, Batch):
             return 1 if asyncio.run(batch(options)) else 0
+        if isinstance(options, Bench):
+            bench(options)
+            return 0
         asyncio.run(ask(options) if isinstance(options, Ask) else serve(options))
     except (UsageError, BatchError, BackendError, PacoreError, PlanError, SamplingError, JournalError,
             PictureError) as error:  # fmt: skip

@@ -40,7 +40,7 @@ class BackendError(RuntimeError):
 
     Attributes:
         attempts: calls that were made for it.
-        fatal: every other call will fail in the same way (no such model, a bad key, a refused connection).
+        fatal: every other call will fail in the same way (no such model, a bad key, a server that was never there).
     """
 
     def __init__(self, message: str, attempts: int = 1, fatal: bool = False):

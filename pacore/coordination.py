@@ -8,9 +8,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from math import ceil
+from statistics import median
 
 from pacore.agreement import plurality
 from pacore.backends import Backend, BackendError, Completion, Sampling
+from pacore.hedging import first_of_two
 from pacore.journal import Journal, conversation_digest, trajectory_key
 from pacore.messages import (
     SUMMARY_PROMPT,
@@ -90,8 +93,8 @@ class Event:
     """Something happened.
 
     Attributes:
-        kind: `round` (one of `width` begins), `trajectory` (one ended), `text` (a piece of the final round's, in its
-            `channel`, reasoning or text) or `outcome`.
+        kind: `round` (one of `width` begins), `start` (of a trajectory), `trajectory` (one ended), `text` (a piece of
+            the final round's, in its `channel`, reasoning or text) or `outcome`.
     """
 
     kind: str
@@ -112,12 +115,15 @@ async def solve(
     problem: str = "",
     journal: Journal | None = None,
     on_event: Callable[[Event], None] | None = None,
+    stream: bool = True,
 ) -> Outcome:
     """Answers the conversation's last turn.
 
     Args:
         problem: what the journal calls it, and what the seeds follow from; "" takes a digest of the conversation.
         journal: finished trajectories are recorded there first, and those already there are not paid for again.
+        stream: whether `on_event` is told the final round's text. Some servers count tokens only where they need not
+            stream.
 
     Raises:
         PacoreError: no answer could be had.
@@ -129,7 +135,8 @@ async def solve(
     except MessageError as error:
         raise PlanError(str(error)) from None
     problem = problem or (await asyncio.to_thread(conversation_digest, conversation))[:16]
-    return await _Run(backend, conversation, plan, problem, journal, on_event or (lambda event: None)).outcome()
+    tell = on_event or (lambda event: None)
+    return await _Run(backend, conversation, plan, problem, journal, tell, stream and on_event is not None).outcome()
 
 
 @dataclass
@@ -142,11 +149,14 @@ class _Run:
     problem: str
     journal: Journal | None
     tell: Callable[[Event], None]
+    stream: bool
     rounds: list[list[Trajectory]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    typical: float | None = None  # seconds that the last round's median trajectory took
+    speaker: int | None = None  # of two final calls, the one whose text is told
 
     async def outcome(self) -> Outcome:
         template = load_template(self.plan.template)
@@ -214,7 +224,7 @@ class _Run:
         context = self.backend.context
         if not messages or context is None:
             return with_messages(self.conversation, template, messages)
-        count = self.backend.count_tokens
+        count = await asyncio.to_thread(self._counter)
         wanted = self.plan.sampling.max_tokens or int(context * COMPLETION_SHARE)
         # A finished trajectory says how long the turns are with their pictures and marks; the template is what its
         # rendering adds to empty messages, a few tokens a message to spare.
@@ -226,6 +236,15 @@ class _Run:
             self.notes.append(f"round {round + 1}: {trimmed} of {len(messages)} messages were trimmed to fit.")
         return with_messages(self.conversation, template, fitting)
 
+    def _counter(self) -> Callable[[str], int]:
+        """Tokens of a text: the backend's count, raised where it fell short of what the last round really took."""
+        count = self.backend.count_tokens
+        said = [t.completion for t in self.rounds[-1] if t.completion is not None]
+        short = sum(c.completion_tokens for c in said) / max(1, sum(count(c.reasoning + c.text) for c in said))
+        # An estimate is of four bytes a token; what goes beyond that is reasoning that a server keeps to itself.
+        short = min(4.0, max(1.0, short))
+        return lambda text: ceil(short * count(text))
+
     async def _round(self, round: int, width: int, prompt: list[dict], final: bool) -> list[Trajectory]:
         """All trajectories of a round, by index; those that nobody waited for are marked cancelled."""
         plan = self.plan
@@ -233,17 +252,21 @@ class _Run:
         adaptive = None if final else plan.adaptive
         tasks: dict[asyncio.Task, int] = {}
         ended: dict[int, Trajectory] = {}
+        begun, took = time.monotonic(), []
 
         def start(count: int) -> None:
             for index in range(len(tasks), min(width, len(tasks) + count)):
                 tasks[asyncio.create_task(self._trajectory(round, index, prompt, digest, final))] = index
+                self.tell(Event("start", round, index))
 
         start(width if adaptive is None else adaptive.start)
         try:
             while pending := {task for task, index in tasks.items() if index not in ended}:
                 done, _ = await asyncio.wait(pending, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=tasks.get):
-                    ended[tasks[task]] = self._count(task.result())
+                    trajectory = ended[tasks[task]] = self._count(task.result())
+                    if trajectory.completion is not None:  # one from the journal took its time when it was made
+                        took.append(max(time.monotonic() - begun, trajectory.completion.seconds))
                 finished = [t.message for t in ended.values() if t.completion is not None]
                 lost = sum(bool(t.error) for t in ended.values())
                 hopeless = width - lost < plan.least(width) or any(t.fatal for t in ended.values())
@@ -269,6 +292,7 @@ class _Run:
             late = result if isinstance(result, Trajectory) else self._lost(round, tasks[task])
             ended[tasks[task]] = self._count(late)
         self._check(round, width, ended.values())
+        self.typical = median(took) if took else None
         return [ended[index] for index in sorted(ended)]
 
     def _left(self) -> float | None:
@@ -310,22 +334,53 @@ class _Run:
     ) -> Trajectory:
         """Runs one. A backend's error makes a failed trajectory; anything else is a defect and goes up."""
         seed = self._seed(round, index)
-        sampling = replace(self.plan.sampling, seed=seed)
-        on_text = None
-        if final:
-
-            def on_text(channel: str, piece: str) -> None:
-                self.tell(Event("text", round, index, piece=piece, channel=channel))
-
         try:
-            if self.plan.views:
-                prompt = await asyncio.to_thread(with_views, prompt, index, seed)
-            completion = await self._call(prompt, digest, sampling, round, index, self.problem, on_text)
-            message, compaction = await self._compacted(completion, sampling, round, index, final)
+            if final:
+                seed, completion = await self._answer(prompt, digest, round)
+            else:
+                if self.plan.views:
+                    prompt = await asyncio.to_thread(with_views, prompt, index, seed)
+                completion = await self._call(prompt, digest, self._sampling(seed), round, index, self.problem)
+            message, compaction = await self._compacted(completion, self._sampling(seed), round, index, final)
         except (BackendError, PictureError) as error:
             fatal = getattr(error, "fatal", True)  # a picture that cannot be read is unreadable to all
             return Trajectory(round, index, seed, None, error=str(error), fatal=fatal)
         return Trajectory(round, index, seed, completion, message, compaction=compaction)
+
+    async def _answer(self, prompt: list[dict], digest: str | None, round: int) -> tuple[int, Completion]:
+        """(seed, completion) of the final call, or of the second one beside it, see `Plan.hedge`."""
+
+        async def call(which: int) -> tuple[int, Completion]:
+            def on_text(channel: str, piece: str) -> None:
+                self.speaker = which if self.speaker is None else self.speaker
+                if which == self.speaker:
+                    self.tell(Event("text", round, piece=piece, channel=channel))
+
+            seed = self._seed(round, which)
+            said = await self._call(
+                prompt, digest, self._sampling(seed), round, which, self.problem, on_text if self.stream else None
+            )
+            return seed, said
+
+        if self.plan.hedge is None or self.typical is None:
+            return await call(0)
+        if self.journal is not None:
+            digest = digest or await asyncio.to_thread(conversation_digest, prompt)
+            first, second = (
+                self._key(digest, self._sampling(self._seed(round, i)), round, i, self.problem) for i in (0, 1)
+            )
+            if self.journal.has(second) and not self.journal.has(first):
+                return await call(1)  # it was the first to end, in a run that was killed or is asked again
+        patience = self.plan.hedge * self.typical
+
+        def tell_of_it() -> None:
+            self.notes.append(f"round {round + 1}: a second call began after {patience:.1f} s.")
+
+        had = await first_of_two(lambda: call(0), lambda: call(1), patience, tell_of_it)
+        for _, unneeded in had[1:]:  # paid for all the same
+            self.prompt_tokens += unneeded.prompt_tokens
+            self.completion_tokens += unneeded.completion_tokens
+        return had[0]
 
     async def _compacted(
         self, completion: Completion, sampling: Sampling, round: int, index: int, final: bool
@@ -338,13 +393,13 @@ class _Run:
             whole = "\n".join(part for part in (completion.reasoning, completion.text) if part)
             text = [{"type": "text", "text": SUMMARY_PROMPT.format(text=whole)}]
             prompt = [{"role": "user", "content": text}]
-            called = await self._call(prompt, None, sampling, round, index, f"{self.problem} summary", None)
+            called = await self._call(prompt, None, sampling, round, index, f"{self.problem} summary")
             return conclusion(called), called
         return conclusion(completion), None
 
     async def _call(
         self, prompt: list[dict], digest: str | None, sampling: Sampling, round: int, index: int, problem: str,
-        on_text: Callable[[str, str], None] | None,
+        on_text: Callable[[str, str], None] | None = None,
     ) -> Completion:  # fmt: skip
         """One call, through the journal where there is one."""
 
@@ -354,7 +409,11 @@ class _Run:
         if self.journal is None:
             return await work()
         digest = digest or await asyncio.to_thread(conversation_digest, prompt)
-        key = trajectory_key(
-            digest, sampling, backend=self.backend.name, problem=problem, round=round, index=index
-        )  # fmt: skip
+        key = self._key(digest, sampling, round, index, problem)
         return await self.journal.once(key, problem=problem, round=round, index=index, work=work)
+
+    def _key(self, digest: str, sampling: Sampling, round: int, index: int, problem: str) -> str:
+        return trajectory_key(digest, sampling, backend=self.backend.name, problem=problem, round=round, index=index)
+
+    def _sampling(self, seed: int) -> Sampling:
+        return replace(self.plan.sampling, seed=seed)

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,10 @@ class Journal:
             self._writer.leave(_lose(claim, "cancelled"))
             raise
 
+    def has(self, key: str) -> bool:
+        """Whether the completion of `key` is recorded."""
+        return self._look(key)[3] is not None
+
     def totals(self, problem: str | None = None) -> list[RoundTotals]:
         """Of one problem, or over all; in the order of the rounds."""
         self._writer.flush()
@@ -331,7 +335,7 @@ def trajectory_key(
         backend: its name.
     """
     digest = conversation if isinstance(conversation, str) else conversation_digest(conversation)
-    drawn = asdict(sampling) | {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
+    drawn = vars(sampling) | {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
     return _sha256(["trajectory", digest, drawn, backend, problem, round, index])
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pacore.backends import BackendError, Completion, Sampling
-from vlm.answering import ModelError, ReasoningSplitter, load, split_reasoning
+from vlm.answering import ModelError, load
 from vlm.pictures import PictureError
+from vlm.reasoning import ReasoningSplitter, split_reasoning
 from vlm.rollout import Rollout, Row, Sample
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pacore.backends import Completion
@@ -91,7 +91,7 @@ def render(source: str, problem: str, messages: Sequence[str]) -> str:
     if not messages:
         return problem
     try:
-        return _environment().from_string(source).render(problem=problem, messages=list(messages)).strip()
+        return _template(source).render(problem=problem, messages=list(messages)).strip()
     except Exception as error:  # a template raises whatever its expressions do
         raise MessageError(
             f"the synthesis template does not work ({error}); it may use `problem` and `messages`."
@@ -99,9 +99,10 @@ def render(source: str, problem: str, messages: Sequence[str]) -> str:
 
 
 @lru_cache
-def _environment() -> Environment:
+def _template(source: str) -> Template:
     # Sandboxed: a template may come from anybody, and problems and messages always do.
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+    return environment.from_string(source)
 
 
 def last_user_turn(conversation: list[dict]) -> int:

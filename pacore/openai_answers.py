@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from pacore.openai_faults import Fault, one_line, refusal
-from vlm.answering import CLOSE_TAG, OPEN_TAG, ReasoningSplitter, split_reasoning
+from vlm.reasoning import CLOSE_TAG, OPEN_TAG, ReasoningSplitter, split_reasoning
 
 _OTHER_PROTOCOL = "check that the server speaks OpenAI's chat protocol"
 
@@ -47,12 +47,21 @@ class Answer(BaseModel):
     usage: Usage | None = None
 
 
+class Meta(BaseModel):
+    n_ctx: int | None = None
+
+
 class Model(BaseModel):
-    """An entry of `/models`; the context is vLLM's and SGLang's, or OpenRouter's field."""
+    """An entry of `/models`; the context is vLLM's and SGLang's field, OpenRouter's, or llama.cpp's."""
 
     id: str
     max_model_len: int | None = None
     context_length: int | None = None
+    meta: Meta | None = None
+
+    @property
+    def context(self) -> int | None:
+        return self.max_model_len or self.context_length or (self.meta and self.meta.n_ctx)
 
 
 class Models(BaseModel):

@@ -13,7 +13,7 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -25,20 +25,28 @@ from pacore.openai_answers import Model, Models, Said, Told, Usage, read
 from pacore.openai_faults import Fault, fault_of
 from vlm.pictures import PictureError, open_picture
 
-# The n-th pause is drawn from 0 to BACKOFF * 2^n seconds ("full jitter"): calls that failed together return apart.
+# The n-th pause is BACKOFF * 2^n seconds, of which half is drawn ("equal jitter"): calls that failed together return
+# apart, and each outlives a server that is away for as long as the halves take (15 s with 5 retries).
 BACKOFF, MAX_BACKOFF = 0.5, 30.0
 
 # A server may ask for any pause; longer than this is a person's decision, not a program's.
 MAX_RETRY_AFTER = 120.0
 
-# The client's pool of connections holds 1000.
+# A thousand connections to one server.
 MAX_CONCURRENCY = 1000
+
+# Connections of one client. It looks at all of them for every call: with a thousand in one pool, a call costs three
+# times the processor time that it costs with this many.
+POOL = 64
 
 # Seconds in which a server has to list its models, which it knows without any work.
 LISTING_TIMEOUT = 10.0
 
 # Encoded pictures that are kept: the K trajectories of a round share theirs.
 KEPT_PICTURES = 8
+
+# Calls beyond those in flight whose pictures are encoded already, so that no place at the server waits for that.
+AHEAD = 32
 
 
 class OpenAIBackend:
@@ -85,20 +93,25 @@ class OpenAIBackend:
             raise _misuse(f"the concurrency is {concurrency}; use 1 to {MAX_CONCURRENCY} calls in flight.")
         if retries < 0 or not timeout > 0:
             raise _misuse(f"retries are {retries} and the timeout {timeout} s; use at least 0 and more than 0.")
+        if context is not None and context < 1:
+            raise _misuse(f"the context is {context} tokens; give at least 1, or leave it out.")
         self.name, self.context = model, context
         api_key = (api_key or "none").strip()
         if not api_key.isascii() or not api_key.isprintable():
             raise _misuse("the API key has characters that no header can carry; copy it again.")
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key,
-            default_headers=headers,
-            max_retries=0,
-            timeout=None,  # the client's is a limit for each step; ours is for all of them
-        )
-        self._slots = asyncio.Semaphore(concurrency)
+        self._options = {
+            "base_url": base_url,
+            "api_key": api_key,
+            "default_headers": headers,
+            "max_retries": 0,
+            "timeout": None,  # the client's is a limit for each step; ours is for all of them
+        }
+        self._clients = [openai.AsyncOpenAI(**self._options)]
+        self._calls = [0]  # of each client, those in flight
+        self._slots, self._ready = asyncio.Semaphore(concurrency), asyncio.Semaphore(concurrency + AHEAD)
         self._retries, self._timeout, self._logprobs = retries, timeout, logprobs
         self._rng, self._sleep = rng or random.Random(), sleep
+        self._answered = False  # ever, by the server
         self._pictures: deque[tuple[weakref.ref, str]] = deque(maxlen=KEPT_PICTURES)
         self._encoding = asyncio.Lock()
 
@@ -125,7 +138,7 @@ class OpenAIBackend:
             backend.name = listed[0].id
         for entry in listed:
             if entry.id == backend.name and backend.context is None:
-                backend.context = entry.max_model_len or entry.context_length
+                backend.context = entry.context
         return backend
 
     async def complete(
@@ -142,11 +155,12 @@ class OpenAIBackend:
         An empty message is a completion only if the server counts tokens for it; else it is a call that failed.
         """
         told = Told(on_text) if on_text is not None else None
-        async with self._slots:
-            # Only now: a thousand calls that wait would hold as many copies of a picture.
+        # Not at once: a thousand calls that wait would hold as many copies of a picture.
+        async with self._ready:
             body = self._body(await self._messages(conversation), sampling, stream=on_text is not None)
-            started = time.monotonic()
-            said, attempts = await self._persist(lambda: self._ask(body, told))
+            async with self._slots:
+                started = time.monotonic()
+                said, attempts = await self._persist(lambda: self._ask(body, told))
         seconds = time.monotonic() - started
         reasoning, text = said.split()
         usage = said.usage or Usage()
@@ -154,9 +168,7 @@ class OpenAIBackend:
             text=text,
             reasoning=reasoning,
             prompt_tokens=usage.prompt_tokens or self.count_tokens(_words(conversation)),
-            completion_tokens=usage.completion_tokens
-            or len(said.logprobs)
-            or self.count_tokens("".join(said.reasoning + said.content)),
+            completion_tokens=usage.completion_tokens or len(said.logprobs) or self._estimate(said, sampling),
             finish="length" if said.finish in ("length", "max_tokens") else "stop",
             logprobs=tuple(said.logprobs) or None,
             seconds=seconds,
@@ -167,8 +179,13 @@ class OpenAIBackend:
         """An estimate, the server's tokenizer being out of reach: four bytes of UTF-8 a token."""
         return math.ceil(len(text.encode("utf-8", "replace")) / 4)
 
+    def _estimate(self, said: Said, sampling: Sampling) -> int:
+        """Completion tokens of an answer whose server counts none, as some do not where they stream."""
+        estimate = self.count_tokens("".join(said.reasoning + said.content))
+        return estimate if sampling.max_tokens is None else min(estimate, sampling.max_tokens)
+
     async def close(self) -> None:
-        await self._client.close()
+        await asyncio.gather(*(client.close() for client in self._clients))
 
     # One call, and the next try
 
@@ -178,14 +195,16 @@ class OpenAIBackend:
         attempt = 1
         while True:
             try:
-                return await call(), attempt
+                had = await call()
+                self._answered = True
+                return had, attempt
             except Fault as fault:
                 if not fault.passing or attempt > retries:
                     times = f" {attempt} times, last" if attempt > 1 else ""
                     message = f"{self._server} failed{times}: {fault}; {fault.remedy}."
                     raise BackendError(message, attempts=attempt, fatal=fault.fatal) from fault
                 backoff = min(MAX_BACKOFF, BACKOFF * 2 ** min(attempt, 16))
-                await self._sleep(min(fault.asked, MAX_RETRY_AFTER) + self._rng.uniform(0, backoff))
+                await self._sleep(min(fault.asked, MAX_RETRY_AFTER) + self._rng.uniform(backoff / 2, backoff))
             attempt += 1
 
     async def _ask(self, body: dict, told: Told | None) -> Said:
@@ -207,24 +226,39 @@ class OpenAIBackend:
         """The JSON of the answer, whole or event by event. Raises Fault."""
         # Raw JSON, because the client's own types accept anything without a word.
         try:
-            if "stream" not in body:
-                yield await self._client.post("/chat/completions", body=body, cast_to=object)
-                return
-            stream = await self._client.post(
-                "/chat/completions", body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
-            )
-            async with stream:
-                async for event in stream:
-                    yield event
+            with self._client() as client:
+                if "stream" not in body:
+                    yield await client.post("/chat/completions", body=body, cast_to=object)
+                    return
+                stream = await client.post(
+                    "/chat/completions", body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+                )
+                async with stream:
+                    async for event in stream:
+                        yield event
         except Exception as error:  # some of the transport's errors pass the client unwrapped, and share no base
-            raise fault_of(error) from error
+            raise fault_of(error, self._answered) from error
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[openai.AsyncOpenAI]:
+        """The first client with room for a call, or a new one."""
+        place = next((place for place, calls in enumerate(self._calls) if calls < POOL), len(self._calls))
+        if place == len(self._clients):
+            self._clients.append(openai.AsyncOpenAI(**self._options))
+            self._calls.append(0)
+        self._calls[place] += 1
+        try:
+            yield self._clients[place]
+        finally:
+            self._calls[place] -= 1
 
     async def _list_models(self) -> list[Model]:
         try:
             async with asyncio.timeout(min(self._timeout, LISTING_TIMEOUT)):
-                answer = await self._client.get("/models", cast_to=object)
+                with self._client() as client:
+                    answer = await client.get("/models", cast_to=object)
         except Exception as error:
-            raise fault_of(error) from error
+            raise fault_of(error, self._answered) from error
         return read(Models, answer).data
 
     # What is sent

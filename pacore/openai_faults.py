@@ -40,8 +40,13 @@ class Fault(Exception):
         self.remedy, self.passing, self.fatal, self.asked = remedy, passing, fatal, asked
 
 
-def fault_of(error: Exception) -> Fault:
-    """What an error of the `openai` client, or of the transport below it, means."""
+def fault_of(error: Exception, answered: bool) -> Fault:
+    """What an error of the `openai` client, or of the transport below it, means.
+
+    Args:
+        answered: whether the server has answered before. One that has and is not there now may come back, at its old
+            address; one that never has will not be there for the other calls either.
+    """
     if isinstance(error, openai.APIStatusError):
         return refusal(error.body, error.status_code, error.response.headers)
     if isinstance(error, TimeoutError | openai.APITimeoutError):
@@ -51,7 +56,7 @@ def fault_of(error: Exception) -> Fault:
         # By name: the client's transport is httpx in one version and httpx2 in the next.
         if any(type(cause).__name__ == "ConnectError" for cause in causes):
             remedy = "check the base URL and that the server runs"
-            return Fault(f"no connection ({one_line(causes[0])})", remedy, fatal=True)
+            return Fault(f"no connection ({one_line(causes[0])})", remedy, fatal=not answered)
         return Fault(f"the connection broke ({one_line(causes[0])})")
     if isinstance(error, openai.APIError):  # an error event in the middle of a stream
         return refusal(error.body)

@@ -27,14 +27,21 @@ class Source:
     """Further tries of a call that failed in passing."""
     timeout: float = 600.0
     """Seconds that one try of a call may take."""
+    context: int | None = None
+    """Tokens that prompt and completion may have together at a server that does not say; messages are cut to fit."""
     batch: int = 256
     """Samples the local model draws from at once."""
 
     async def open(self) -> Backend:
         """Raises BackendError (no such model, nobody there) or PlanError (an option)."""
         if self.base_url is None:
+            # Torch takes seconds to load, which a distant model does not need.
+            from transformers.utils import logging
+
             from pacore.local_backend import LocalBackend
 
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
             return LocalBackend.load(self.model or "mini", max_rows=self.batch)
         headers = {}
         for header in self.header:
@@ -45,6 +52,7 @@ class Source:
         return await OpenAIBackend.connect(
             self.base_url, self.model, api_key=os.environ.get(self.api_key_variable) or None, headers=headers,
             concurrency=self.calls, retries=self.retries, timeout=self.timeout,
+            context=self.context,
         )  # fmt: skip
 
 
@@ -54,8 +62,10 @@ class Rounds:
 
     rounds: str = "low"
     """single, low (4), medium (16), high (32,4), or widths such as 16,4; the last round, of one, is implied."""
-    quorum: float | None = None
-    """Share of a round with which it goes on, cancelling the rest, such as 0.8125 for 13 of 16; by default all."""
+    quorum: str | None = None
+    """Share of a round with which it goes on, cancelling the rest, such as 13/16 or 0.8125; by default all."""
+    hedge: float | None = None
+    """Ask for the answer a second time once it takes so many times as long as a trajectory before it, such as 3."""
     adaptive: bool = False
     """Start with four trajectories and widen only while their answers do not agree."""
     views: bool = False
@@ -89,11 +99,21 @@ class Rounds:
             seed=self.seed,
             compaction=self.compaction,
             template=self.template,
-            quorum=self.quorum,
+            quorum=None if self.quorum is None else parse_share(self.quorum),
+            hedge=self.hedge,
             adaptive=Adaptive() if self.adaptive else None,
             views=self.views,
             budget=parse_budget(self.budget, self.prompt_price, self.completion_price),
         )
+
+
+def parse_share(text: str) -> float:
+    """`13/16` or `0.8125` to 0.8125. Raises PlanError."""
+    try:
+        part, _, whole = text.partition("/")
+        return float(part) / float(whole or 1)
+    except (ValueError, ZeroDivisionError):
+        raise PlanError(f"the quorum {text!r} is not a share such as 13/16 or 0.8125.") from None
 
 
 def parse_budget(text: str, prompt_price: float = 0.0, completion_price: float = 0.0) -> Budget | None:

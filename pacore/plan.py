@@ -95,6 +95,10 @@ class Plan:
         quorum: share of a round, above 0 and at most 1, with which it goes on; the rest is cancelled. None waits for
             all. Either way failed trajectories do not stop a round until the quorum (without one: a single
             trajectory) cannot be had.
+        hedge: at least 1. The answer waits for a single call, which no quorum can spare: once it has taken `hedge`
+            times as long as the median trajectory of the round before, waiting for a place included, a second one
+            with a seed of its own begins, and the first to end gives the answer. Without rounds there is nothing to
+            compare with, and None waits for as long as it takes.
         adaptive: start rounds narrow, see `Adaptive`.
         views: every trajectory sees its own view of the pictures, see `pacore.views`.
         budget: see `Budget`.
@@ -106,6 +110,7 @@ class Plan:
     compaction: str = "conclusion"
     template: str | None = None
     quorum: float | None = None
+    hedge: float | None = None
     adaptive: Adaptive | None = None
     views: bool = False
     budget: Budget | None = None
@@ -114,6 +119,8 @@ class Plan:
         object.__setattr__(self, "rounds", parse_rounds(self.rounds))
         if self.quorum is not None and not 0 < self.quorum <= 1:
             raise PlanError(f"quorum is {self.quorum!r}; use a share above 0 and at most 1, such as 13/16.")
+        if self.hedge is not None and not 1 <= self.hedge < inf:
+            raise PlanError(f"hedge is {self.hedge!r}; use at least 1, such as 3: three times the median of a round.")
         try:
             parse_compaction(self.compaction)
             load_template(self.template)

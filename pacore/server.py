@@ -19,7 +19,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from pacore import coordination
 from pacore.backends import Backend, BackendError
@@ -32,6 +32,7 @@ from pacore.requests import Chat, Limits, RequestError, model_names, parse, read
 
 KEEP_ALIVE_SECONDS = 10.0  # of silence in a stream; proxies close a connection after 30 to 60
 BUSY_SECONDS = 5  # after which a client that was sent away may try again
+STOP_SECONDS = 3  # that a stopped server's requests have to end by themselves; then their work is cancelled
 GONE = 499  # nginx's status for a client that closed the connection
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def create_app(
 
 
 _BROKEN = RequestError("the server made a mistake; its log says which.", status=500)
+_STOPPING = RequestError("the server is being stopped; ask again when it is back.", code="stopping", status=503)
 
 
 def _json(body: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -129,16 +131,21 @@ class Service:
     async def conversation(self, chat: Chat) -> list[dict]:
         return await read_pictures(chat.messages, self.limits, self._allow_http_pictures)
 
-    async def solve(self, conversation: list[dict], plan: Plan, on_event: Callable[[Event], None]) -> Outcome:
+    async def solve(
+        self, conversation: list[dict], plan: Plan, on_event: Callable[[Event], None] | None = None
+    ) -> Outcome:
         """The answer. Raises RequestError with what a client may know of why there is none."""
         tally = Tally(self.metrics)
 
         def counted(event: Event) -> None:
             tally.take(event)
-            on_event(event)
+            if on_event is not None:
+                on_event(event)
 
         try:
-            return await self._solve(self.backend, conversation, plan, journal=self._journal, on_event=counted)
+            return await self._solve(
+                self.backend, conversation, plan, journal=self._journal, on_event=counted, stream=on_event is not None
+            )
         except PlanError as error:
             raise RequestError(str(error), "pacore") from error
         except (PacoreError, BackendError) as error:
@@ -159,8 +166,14 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request = self._service, Request(scope, receive)
-        started, status = time.monotonic(), 500
+        started, status, begun = time.monotonic(), 500, False
         service.metrics.in_flight += 1
+
+        async def begin(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             service.door.admit(request)
             with service.gate.place():
@@ -168,12 +181,16 @@ class Exchange(Response):
                 async with service.parsing:
                     chat = await asyncio.to_thread(parse, body, service.backend, service.plan, service.limits)
                 del body
-                status = await unless_gone(receive, self._answer(chat, scope, receive, send))
+                status = await unless_gone(receive, self._answer(chat, scope, receive, begin))
         except RequestError as error:
             status = error.status
             raise
         except ClientDisconnect:
             status = GONE
+        except asyncio.CancelledError as error:  # how a server that is stopped ends what still runs
+            status = _STOPPING.status
+            if not begun:
+                raise _STOPPING from error
         finally:
             service.metrics.in_flight -= 1
             service.metrics.finished(status, time.monotonic() - started)
@@ -185,7 +202,7 @@ class Exchange(Response):
             conversation = await service.conversation(chat)
             if chat.stream:
                 return await self._stream(chat, conversation, send)
-            outcome = await service.solve(conversation, chat.plan, lambda event: None)
+            outcome = await service.solve(conversation, chat.plan)
             reply = _json(Reply(chat.model).whole(outcome, usage(outcome, service.backend)))
             await reply(scope, receive, send)
             return 200
@@ -204,7 +221,8 @@ class Exchange(Response):
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         work = asyncio.create_task(service.solve(conversation, chat.plan, events.put_nowait))
         work.add_done_callback(lambda _: events.put_nowait(None))
-        try:
+
+        async def follow() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             await write_deltas([{"role": "assistant", "content": ""}])
             while True:
@@ -223,17 +241,23 @@ class Exchange(Response):
             if chat.include_usage:
                 await write(event_line(reply.usage_chunk(usage(outcome, service.backend))))
             await write(event_line("[DONE]"), more=False)
-            return 200
-        except RequestError as error:
-            failure = error
-        except Exception:
-            logger.exception("a streamed answer failed")
-            failure = _BROKEN
+
+        try:
+            try:
+                await follow()
+                return 200
+            except RequestError as error:
+                failure = error
+            except asyncio.CancelledError:
+                failure = _STOPPING
+            except Exception:
+                logger.exception("a streamed answer failed")
+                failure = _BROKEN
+            # Without [DONE]: nobody may take what was sent for a whole answer.
+            await write(event_line(failure.body()), more=False)
+            return failure.status
         finally:
             await _stopped(work)
-        # Without [DONE]: nobody may take what was sent for a whole answer.
-        await write(event_line(failure.body()), more=False)
-        return failure.status
 
 
 _STREAM_HEADERS = [

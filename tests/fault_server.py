@@ -10,18 +10,20 @@ without one, every call is answered.
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Call:
-    """What arrived: `number` from 0, the JSON body, headers with names in lower case."""
+    """What arrived: `number` from 0, the JSON body, headers with names in lower case; `at`, of the monotonic clock."""
 
     number: int
     body: dict
     headers: dict[str, str]
     sent: asyncio.StreamWriter = field(repr=False)
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def streams(self) -> bool:
@@ -178,7 +180,7 @@ def _events(text, reasoning, name, finish, logprobs, usage, piece) -> list[bytes
 
 
 class FaultServer:
-    """A context manager.
+    """A context manager. Its port is one that is free, unless it is given.
 
     Attributes:
         url: of the protocol, ending with /v1.
@@ -188,8 +190,12 @@ class FaultServer:
     """
 
     def __init__(
-        self, script: Sequence[Reply] | Callable[[Call], Reply] = (), models: Sequence[dict] = ({"id": "stub"},)
+        self,
+        script: Sequence[Reply] | Callable[[Call], Reply] = (),
+        models: Sequence[dict] = ({"id": "stub"},),
+        port: int = 0,
     ):
+        self._port = port
         self._script, self._models = script or [say()], {"object": "list", "data": list(models)}
         self.calls: list[Call] = []
         self.peak = self.gone = self._working = 0
@@ -213,7 +219,7 @@ class FaultServer:
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._talk, "127.0.0.1", 0, limit=2**26, backlog=1024)
+        server = await asyncio.start_server(self._talk, "127.0.0.1", self._port, limit=2**26, backlog=1024)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         self._ready.set()
         await self._end.wait()

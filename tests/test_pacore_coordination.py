@@ -173,6 +173,31 @@ def test_messages_are_trimmed_to_the_context_and_it_is_said():
         run(ScriptedBackend(backend.say, context=150), Plan((16,), sampling=Sampling(max_tokens=100)))
 
 
+def test_messages_are_trimmed_by_what_they_really_took_where_the_estimate_falls_short():
+    def dense(conversation, sampling, call):  # three tokens a word
+        return Completion("1 + 1 = 2 " * 20, "", 5, 300, "stop")
+
+    backend = ScriptedBackend(dense, context=1200)
+    outcome = run(backend, Plan((4,), sampling=Sampling(max_tokens=100)))
+    assert outcome.notes == ("round 2: 4 of 4 messages were trimmed to fit.",)
+    assert 300 < 3 * backend.count_tokens(backend.last_text(4)) <= 1100
+
+
+def test_only_a_listener_has_the_answer_streamed():
+    heard = []
+
+    class Listening(ScriptedBackend):
+        async def complete(self, conversation, sampling, on_text=None):
+            heard.append(on_text is not None)
+            return await super().complete(conversation, sampling, on_text)
+
+    backend = Listening(lambda c, s, call: "Answer: 4")
+    run(backend, Plan((1,)))
+    run(backend, Plan((1,)), on_event=lambda event: None, stream=False)
+    run(backend, Plan((1,)), on_event=lambda event: None)
+    assert heard == [False, False, False, False, False, True]
+
+
 def test_compactions():
     def thinking(conversation, sampling, call):
         return Completion(f"Answer: {call}", "one two three four", 5, 6, "stop")

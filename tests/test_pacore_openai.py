@@ -196,7 +196,7 @@ def test_a_refused_connection_is_fatal_after_the_tries():
 
 
 @both
-def test_a_server_killed_in_mid_call_is_fatal_once_it_refuses(on_text):
+def test_a_server_killed_in_its_first_call_is_fatal_once_it_refuses(on_text):
     async def main(server):
         backend = OpenAIBackend(server.url, "stub", retries=2, sleep=Pauses())
         call = asyncio.ensure_future(backend.complete(QUESTION, Sampling(), on_text))
@@ -244,7 +244,7 @@ def test_retry_after_is_honoured_up_to_a_limit(headers, pause):
     pauses = Pauses()
     with FaultServer([status(429, headers=headers), status(503, headers=headers), say()]) as server:
         assert complete(server, sleep=pauses, rng=NoJitter()).attempts == 3
-    assert pauses == [pause, pause]
+    assert pauses == [pause + BACKOFF, pause + 2 * BACKOFF]
 
 
 def test_pauses_are_drawn_from_a_growing_range_and_the_generator_decides_them():
@@ -253,7 +253,9 @@ def test_pauses_are_drawn_from_a_growing_range_and_the_generator_decides_them():
         for seed in (1, 1, 2):
             pauses = Pauses()
             complete(server, sleep=pauses, rng=random.Random(seed), retries=8)
-            assert all(0 <= pause <= min(MAX_BACKOFF, BACKOFF * 2**n) for n, pause in enumerate(pauses, 1))
+            for n, pause in enumerate(pauses, 1):
+                longest = min(MAX_BACKOFF, BACKOFF * 2**n)
+                assert longest / 2 <= pause <= longest
             drawn.append(pauses)
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 8
 
@@ -410,6 +412,11 @@ def test_tokens_are_the_server_s_or_else_estimated(on_text, reply, tokens):
     assert (done.prompt_tokens, done.completion_tokens) == tokens
 
 
+def test_an_estimate_is_never_more_than_was_allowed():
+    with FaultServer([say("word " * 100, usage=None, finish="length")]) as server:
+        assert complete(server, Sampling(max_tokens=5), on_text=nobody).completion_tokens == 5
+
+
 @both
 def test_log_probabilities_and_the_finish_are_passed_on(on_text):
     with FaultServer([say("4", logprobs=(-0.5, -0.25), finish="length"), say("4")]) as server:
@@ -481,7 +488,7 @@ TEXTS = st.text(alphabet="ab <>/\nthink", max_size=12)
 def test_however_a_text_is_cut_a_listener_hears_what_the_whole_text_says(
     before, reasoning, close, answer, cuts, broken_at
 ):
-    from vlm.answering import split_reasoning
+    from vlm.reasoning import split_reasoning
 
     text = before + reasoning + close + answer
     heard = Heard()
@@ -509,6 +516,12 @@ def connect(server, model=None, **options):
         return backend
 
     return asyncio.run(main())
+
+
+@pytest.mark.parametrize("said", [{"max_model_len": 512}, {"context_length": 512}, {"meta": {"n_ctx": 512}}])
+def test_the_context_is_read_in_every_dialect(said):
+    with FaultServer(models=[{"id": "step"} | said]) as server:
+        assert connect(server).context == 512
 
 
 def test_the_only_model_is_found_with_its_context():
@@ -547,6 +560,7 @@ def test_no_server_to_ask_for_a_model_is_fatal():
         ("http://host:99999/v1", {}),
         ("http://host/v1", {"concurrency": 0}),
         ("http://host/v1", {"concurrency": 100_000}),
+        ("http://host/v1", {"context": 0}),
         ("http://host/v1", {"retries": -1}),
         ("http://host/v1", {"timeout": 0}),
         ("http://host/v1", {"timeout": float("nan")}),
