@@ -1,14 +1,17 @@
 """The panel Ask: its events called directly, with a model whose text is written in `scripted_model.py`."""
 
+import asyncio
 import io
 import socket
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageDraw
+from scripted_backend import ScriptedBackend, failing
 from scripted_model import ANSWER, picture_file
 
 import app
+from pacore import Adaptive
 from training.world import draw_sample
 
 HERE = SimpleNamespace(session_hash="here")
@@ -20,8 +23,22 @@ def panel(script, tmp_path, monkeypatch) -> app.AskPanel:
     return app.AskPanel(app.Models(), samples=[draw_sample(seed, family="count") for seed in range(2)])
 
 
-def ask(panel, kept=None, drawing=None, drawing_chosen=False, question="How many?", truth=None, answers=()):
-    return list(panel.ask(kept, drawing, drawing_chosen, question, truth, "mini", list(answers), HERE))
+OFF = ("off", False, False, 100, 0)  # rounds, views, adaptive, quorum in percent, seed
+
+
+def ask(panel, kept=None, drawing=None, drawing_chosen=False, question="How many?", truth=None, answers=(),
+        parallel=OFF, at_each=lambda update: None):  # fmt: skip
+    """Every (answers, notice, tree) of a question."""
+
+    async def all_of() -> list[tuple]:
+        updates = []
+        given = (kept, drawing, drawing_chosen, question, truth, "mini", list(answers))
+        async for update in panel.ask(*given, *parallel, HERE):
+            updates.append(update)
+            at_each(update)
+        return updates
+
+    return asyncio.run(all_of())
 
 
 def line(update) -> str:
@@ -133,8 +150,8 @@ def test_a_question_that_cannot_be_asked_is_one_line(panel, script, tmp_path, ch
     if changes.get("kept") == "PICTURE":
         changes = {**changes, "kept": str(picture_file(tmp_path))}
     before = [{"role": "user", "content": "earlier"}]
-    [(answers, notice)] = ask(panel, answers=before, **changes)
-    assert answers == before and words in line(notice) and not script.asked
+    [(answers, notice, tree)] = ask(panel, answers=before, **changes)
+    assert answers == before and words in line(notice) and tree == app.gr.skip() and not script.asked
 
 
 def test_a_prompt_too_long_for_the_model_is_one_line(panel, script, tmp_path, monkeypatch):
@@ -143,16 +160,17 @@ def test_a_prompt_too_long_for_the_model_is_one_line(panel, script, tmp_path, mo
         yield
 
     monkeypatch.setattr(app, "stream_answer", too_long)
-    *_, (answers, notice) = ask(panel, str(picture_file(tmp_path)))
+    *_, (answers, notice, _) = ask(panel, str(picture_file(tmp_path)))
     assert answers == [] and "9000 tokens" in line(notice)
 
 
 def test_stop_keeps_what_was_written(panel, tmp_path):
-    panel.start(HERE)
-    updates = panel.ask(str(picture_file(tmp_path)), None, False, "How many?", None, "mini", [], HERE)
-    for answers, _ in updates:
-        if len(answers) == 3:  # question, reasoning, the answer's beginning
+    def stop(update):
+        if len(update[0]) == 3:  # question, reasoning, the answer's beginning
             panel.stop(HERE)
+
+    panel.start(HERE)
+    *_, (answers, _, _) = ask(panel, str(picture_file(tmp_path)), at_each=stop)
     assert answers[-1]["content"].endswith("*Stopped.*")
     assert answers[-1]["content"].startswith("One") and "Answer" not in answers[-1]["content"]
     assert panel.finish(HERE)[0].interactive and not panel.stops
@@ -165,7 +183,7 @@ def test_stop_reaches_no_other_reader(panel):
 
 
 def test_reasoning_without_an_answer_says_so():
-    messages = app.answer_messages("<think>\n1: -", finished=True)
+    messages = app.answer_messages("1: -", "", finished=True)
     assert messages[1]["content"].startswith("*No answer came")
 
 
@@ -182,6 +200,107 @@ def test_a_sample_brings_its_question_and_the_scenes_answer(panel):
     assert path == kept and question == sample.prompt
     assert ask(panel, kept, question=question, truth=truth)[-1][0][-1]["content"].endswith(f"says: {sample.answer}*")
     assert ask(panel, kept, question="Another one?", truth=truth)[-1][0][-1]["content"] == ANSWER
+
+
+# Parallel reasoning
+
+
+@pytest.fixture
+def scripted(panel, monkeypatch):
+    """Puts a backend that says what a function tells it to in the place of the model's."""
+
+    def put(say, delay=lambda call: 0.0) -> ScriptedBackend:
+        backend = ScriptedBackend(say, delay)
+        monkeypatch.setattr(app, "Rollout", lambda model, processor: None)
+        monkeypatch.setattr(app, "LocalBackend", lambda engine, name: backend)
+        monkeypatch.setattr(app, "TREE_SECONDS", 0.01)
+        return backend
+
+    return put
+
+
+TITLES = ["Beginning", "Round 1 of 2", "Round 2 of 2", "Writing the "]
+
+
+def test_rounds_end_in_an_answer_above_their_tree(panel, scripted, tmp_path):
+    backend = scripted(lambda conversation, sampling, call: f"Answer: {min(call, 3)}", lambda call: 0.05)
+    updates = ask(panel, str(picture_file(tmp_path)), truth=("How many?", "3"), parallel=("3,2", *OFF[1:]))
+    assert len(backend.calls) == 6
+    titles = [answers[1]["metadata"]["title"] for answers, _, _ in updates if "metadata" in answers[-1]]
+    assert list(dict.fromkeys(title[:12] for title in titles)) == TITLES
+    answers, notice, tree = updates[-1]
+    assert [answer["content"] for answer in answers[1:]] == ["Answer: 3", "*The scene itself says: 3*"]
+    assert not line(notice) and "2 of 2 agree: 3" in tree and "6 trajectories" in tree
+    assert updates[0][2] == "", "an earlier tree does not stand below another question"
+
+
+def test_one_answer_has_no_tree(panel, tmp_path):
+    assert {tree for _, _, tree in ask(panel, str(picture_file(tmp_path)))} == {""}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "plan"),
+    [
+        (("low", False, False, 100, 0), app.Plan((4,))),
+        ((" High ", False, False, 100, None), app.Plan((32, 4))),
+        (("16, 4", True, True, 75, 7), app.Plan((16, 4), quorum=0.75, adaptive=Adaptive(), views=True, seed=7)),
+        (("", True, True, 75, 7), None),
+        ((None, False, False, None, 0), None),
+        (("2", False, False, None, 0), app.Plan((2,))),
+    ],
+)
+def test_choices_make_a_plan(parallel, plan):
+    assert app.parallel_plan(*parallel) == plan
+
+
+@pytest.mark.parametrize(("rounds", "quorum"), [("16,x", 100), ("0", 100), ("5000", 100), ("4,-1", 100), ("[8]", 100),
+                                                (",".join("1" * 17), 100), ("4", 0), ("4", 900)])  # fmt: skip
+def test_a_plan_that_cannot_be_is_one_line(panel, tmp_path, rounds, quorum):
+    before = [{"role": "user", "content": "earlier"}]
+    path = str(picture_file(tmp_path))
+    [(answers, notice, tree)] = ask(panel, path, answers=before, parallel=(rounds, False, False, quorum, 0))
+    assert answers == before and " use " in line(notice) and "\n" not in line(notice) and tree == app.gr.skip()
+
+
+def test_a_model_that_fails_is_one_line_above_what_there_was(panel, scripted, tmp_path):
+    scripted(lambda conversation, sampling, call: "fine" if call < 3 else failing("<b>no memory</b>"))
+    before = [{"role": "user", "content": "earlier"}]
+    updates = ask(panel, str(picture_file(tmp_path)), answers=before, parallel=("3", *OFF[1:]))
+    answers, notice, tree = updates[-1]
+    assert answers == before and "&lt;b&gt;no memory" in line(notice) and tree == app.gr.skip()
+    assert "3 of 3 in" in updates[-2][2] and "failed: &lt;b&gt;no memory" in updates[-2][2]
+
+
+def test_a_run_that_failed_at_once_has_no_messages():
+    assert app.coordinated_messages([], app.Plan((3,)), over=True, stopped=False) == []
+
+
+def test_stop_cancels_every_trajectory_and_keeps_the_tree(panel, scripted, tmp_path):
+    backend = scripted(lambda conversation, sampling, call: "Answer: 1", lambda call: 0.0 if call < 2 else 3600.0)
+
+    def stop(update):
+        if "2 of 5 in" in update[2]:
+            panel.stop(HERE)
+
+    panel.start(HERE)
+    *_, (answers, _, tree) = ask(panel, str(picture_file(tmp_path)), parallel=("5", *OFF[1:]), at_each=stop)
+    assert backend.cancelled == 3 and backend.running == 0
+    assert answers[-1]["content"].strip() == "*Stopped.*"
+    assert "2 of 5 in, 3 cancelled" in tree and "running" not in tree
+
+
+def test_nothing_works_on_behind_an_answer_that_nobody_takes(panel, scripted, tmp_path):
+    backend = scripted(lambda conversation, sampling, call: "Answer: 1", lambda call: 3600.0)
+
+    async def leave_in_the_middle():
+        given = (str(picture_file(tmp_path)), None, False, "How many?", None, "mini", [])
+        answers = panel.ask(*given, "4", *OFF[1:], HERE)
+        while backend.running < 4:
+            await anext(answers)
+        await answers.aclose()
+
+    asyncio.run(leave_in_the_middle())
+    assert backend.cancelled == 4 and backend.running == 0
 
 
 # Models

@@ -5,9 +5,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from scripted_backend import ScriptedBackend, failing
 from scripted_model import REASONING, picture_file
 
 import app
@@ -37,11 +40,27 @@ def browser():
 @pytest.fixture
 def address(script, tmp_path, monkeypatch):
     """Where the page with the scripted model is served."""
+    yield from served_here(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def mini_address(tmp_path, monkeypatch):
+    """Where the page with the shipped mini model is served, by this process."""
+    needs_mini()
+    yield from served_here(tmp_path, monkeypatch)
+
+
+def served_here(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     samples = [draw_sample(app.SAMPLE_SEED, family=family) for family in app.FAMILIES]
     page = app.build(app.Models(), samples=samples)
     yield app.launch(page, "127.0.0.1", free_port(), prevent_thread_lock=True)
     page.close(verbose=False)
+
+
+def needs_mini() -> None:
+    if not (ROOT / "checkpoints" / "mini" / "config.json").is_file():
+        pytest.skip("no trained model in checkpoints/mini: make one with python -m training all --recipe mini")
 
 
 def free_port() -> int:
@@ -162,6 +181,141 @@ def test_the_model_picker_refuses_in_one_line(browser, address):
     page.close()
 
 
+# Parallel reasoning
+
+
+LONG = "4,200"  # the second round takes much longer than anybody needs to stop it
+IN_ITS_SECOND_ROUND = "#tree .pacore-round:nth-child(2)[data-state=running]"
+
+
+def ask_in_parallel(page, rounds: str, sample: str = "existence") -> None:
+    page.locator("#samples button", has_text=sample).click()
+    page.locator("#picture img").wait_for()
+    page.locator("#parallel input").fill(rounds)
+    page.locator("#ask").click()  # leaving the field is enough, no Enter is needed
+
+
+def engines() -> list[str]:
+    """The threads that drive a model."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rollout")]
+
+
+def wait_until_idle(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while engines():
+        assert time.monotonic() < end, f"the engine still works after {seconds} s: {engines()}"
+        time.sleep(0.02)
+
+
+@needs_chromium
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_tree_of_rounds_grows_below_the_answer(browser, mini_address, tmp_path, window):
+    page = visit(browser, mini_address, window)
+    ask_in_parallel(page, "3")
+    tree = page.locator("#tree")
+    tree.locator(".pacore-round[data-state=running]").first.wait_for()
+    answered(page)
+    tree.get_by_text("3 of 3 in").wait_for()
+    assert tree.locator(".pacore-one[data-state=done]").count() == 4
+    assert "4 trajectories" in tree.locator(".pacore-cost").inner_text()
+    tree.locator("summary").first.click()
+    tree.locator("pre").first.wait_for()
+    assert "Answer:" in tree.locator("pre").first.inner_text()
+    page.screenshot(path=tmp_path / f"{window}-tree.png", full_page=True)
+    answer = page.locator("#answers").bounding_box()
+    assert answer["y"] + answer["height"] <= tree.bounding_box()["y"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= WINDOWS[window]["width"]
+    assert page.strangers == [] and engines() == []
+    page.close()
+
+
+@needs_chromium
+def test_stop_ends_the_work_and_keeps_the_conclusions(browser, mini_address):
+    page = visit(browser, mini_address)
+    ask_in_parallel(page, LONG)
+    done = page.locator("#tree .pacore-one[data-state=done]")
+    page.locator(IN_ITS_SECOND_ROUND).wait_for()
+    assert engines()
+    page.locator("#stop").click()
+    page.get_by_text("Stopped.").wait_for()
+    wait_until_idle(seconds=10)
+    answered(page)
+    assert page.locator("#tree .pacore-one[data-state=cancelled]").count() > 0
+    assert page.locator("#tree").get_by_text("4 of 4 in").is_visible()
+    assert page.locator("#tree [data-state=running]").count() == 0
+    done.first.locator("summary").click()
+    assert "Answer:" in done.first.locator("pre").first.inner_text()
+    page.close()
+
+
+@needs_chromium
+def test_closing_the_window_ends_the_rounds(browser, mini_address):
+    page = visit(browser, mini_address)
+    ask_in_parallel(page, LONG)
+    page.locator(IN_ITS_SECOND_ROUND).wait_for()
+    assert engines()
+    page.close()
+    wait_until_idle(seconds=60)
+
+
+@needs_chromium
+def test_rounds_that_cannot_be_are_one_line(browser, address, script):
+    page = visit(browser, address)
+    for rounds in ("16,x", "0", "5000"):
+        ask_in_parallel(page, rounds)
+        page.get_by_role("alert").get_by_text(rounds).wait_for()
+        answered(page)
+    assert not script.asked
+    page.close()
+
+
+HOSTILE = (
+    "</pre></details><script>hacked = 1</script><img src=x onerror='hacked = 1'>\n`${hacked = 1}` {{hacked}} Answer: 1"
+)
+
+
+def put_backend(monkeypatch, backend: ScriptedBackend) -> None:
+    monkeypatch.setattr(app, "Rollout", lambda model, processor: None)
+    monkeypatch.setattr(app, "LocalBackend", lambda engine, name: backend)
+
+
+@needs_chromium
+def test_a_hostile_conclusion_is_text_and_what_is_opened_stays_open(browser, address, monkeypatch):
+    quick = threading.Event()
+    backend = ScriptedBackend(lambda *call: HOSTILE, lambda call: 0.0 if call < 2 or quick.is_set() else 4.0)
+    put_backend(monkeypatch, backend)
+    page = visit(browser, address)
+    ask_in_parallel(page, "4")
+    first, second = (page.locator(f"#pacore-0-{index} summary") for index in range(2))
+    first.click()
+    second.click()
+    second.click()
+    shown = page.locator("#pacore-0-0 pre")
+    shown.wait_for()
+    assert shown.inner_text() == HOSTILE
+    answered(page)  # redrawn meanwhile, many times
+    assert shown.is_visible() and not page.locator("#pacore-0-1 pre").is_visible()
+    assert page.evaluate("typeof hacked") == "undefined" and page.locator("#tree img, #tree script").count() == 0
+    quick.set()
+    page.locator("#ask").click()
+    page.locator("#ask[disabled]").wait_for()
+    answered(page)
+    assert page.locator("#tree details[open]").count() == 0, "another question begins with all of them folded"
+    page.close()
+
+
+@needs_chromium
+def test_a_model_that_fails_is_one_line_above_its_tree(browser, address, monkeypatch):
+    put_backend(monkeypatch, ScriptedBackend(lambda said, sampling, call: "one" if call < 2 else failing("no memory")))
+    page = visit(browser, address)
+    ask_in_parallel(page, "2")
+    page.get_by_role("alert").wait_for()
+    assert "no memory" in page.get_by_role("alert").inner_text()
+    assert page.locator("#tree .pacore-one[data-state=done]").count() == 2
+    answered(page)
+    page.close()
+
+
 # The command, as a newcomer runs it
 
 
@@ -181,8 +335,8 @@ def served(request, tmp_path):
     if request.param == "untrained":
         untrained(tmp_path / "mini")
         environment["TRIPTYCH_CHECKPOINTS"] = str(tmp_path)
-    elif not (ROOT / "checkpoints" / "mini" / "config.json").is_file():
-        pytest.skip("no trained model in checkpoints/mini: make one with python -m training all --recipe mini")
+    else:
+        needs_mini()
     address = f"http://127.0.0.1:{free_port()}/"
     command = [sys.executable, "app.py", "--port", address.split(":")[-1].strip("/")]
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
