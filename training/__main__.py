@@ -35,28 +35,50 @@ class Sft(Pretrain):
 
 
 @dataclass
+class Vae(Pretrain):
+    """One stage of the recipe: the editor's autoencoder."""
+
+
+@dataclass
+class Edit(Pretrain):
+    """One stage of the recipe: the editor, on what `sft` and `vae` left in the run or on what the recipe names."""
+
+
+@dataclass
+class EditJoint(Pretrain):
+    """One stage of the recipe: the editor again, together with the model that sees if the recipe says so."""
+
+
+@dataclass
 class All(Pretrain):
     """Every stage of the recipe in order; what is done is skipped, what was interrupted goes on."""
 
 
 @dataclass
 class Report:
-    """Evaluate a model on the world: accuracy by family with 95 % intervals, held-out compositions, the hard split."""
+    """Evaluate on the world: a model's answers, or an editor's edits, by family with 95 % intervals, on new scenes, on
+    held-out compositions and on the hard split."""
 
-    model: str = "mini"
-    """mini, a folder, or a hub id."""
+    edits: bool = False
+    """Judge edits instead of answers."""
+    model: str | None = None
+    """mini, a folder, or a hub id; of an editor with --edits, where the default is the shipped one."""
     samples: int = 200
-    """Questions a family and split."""
+    """Questions, or edits, a family and split."""
     splits: tuple[str, ...] = ("test", "held_out", "hard")
     """test, held_out, hard."""
     batch_size: int = 50
-    """Questions answered at once."""
+    """Questions answered, or pictures painted, at once."""
     json: bool = False
     """End with one JSON line."""
     out: Path | None = None
-    """A folder for every answer (answers.jsonl) to be read."""
+    """A folder for every answer (answers.jsonl), or for every score and a sheet of edits."""
     max_new_tokens: int = 384
     """Where an answer is cut off, reasoning included."""
+    steps: int | None = None
+    """Of sampling (edits only); the editor's own by default."""
+    guidance: float | None = None
+    """Of sampling (edits only); the editor's own by default."""
 
 
 @dataclass
@@ -64,6 +86,8 @@ class Sheet:
     """Draw a contact sheet of the world: a row a family, with questions and answers, as a PNG to look at."""
 
     out: tyro.conf.Positional[Path]
+    edits: bool = False
+    """Edits instead of questions: before, after and the instruction."""
     split: str = "test"
     columns: int = 6
     seed: int = 0
@@ -71,13 +95,21 @@ class Sheet:
 
 @dataclass
 class Export:
-    """Write samples of the world as a `datasets` folder of conversations, the form any stage trains from."""
+    """Write samples of the world as a `datasets` folder of conversations, the form any stage trains from; or edits in
+    the form that Step1X-Edit is fine-tuned from (metadata.json)."""
 
     out: tyro.conf.Positional[Path]
+    edits: bool = False
+    """Pairs of pictures with instructions instead of questions."""
     split: str = "train"
     count: int = 1000
     family: str | None = None
     modality: str = "picture"
+    """picture or text (questions only)."""
+    language: str | None = None
+    """en or zh (edits only); both by default."""
+    size: int = 128
+    """Pixels a side (edits only)."""
 
 
 @dataclass
@@ -122,6 +154,9 @@ class Publish:
 Command = (
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
     | Annotated[Sft, tyro.conf.subcommand("sft")]
+    | Annotated[Vae, tyro.conf.subcommand("vae")]
+    | Annotated[Edit, tyro.conf.subcommand("edit")]
+    | Annotated[EditJoint, tyro.conf.subcommand("edit-joint")]
     | Annotated[All, tyro.conf.subcommand("all")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Sheet, tyro.conf.subcommand("sheet")]
@@ -132,25 +167,39 @@ Command = (
 )
 
 
+STAGES = {Pretrain: "pretrain", Sft: "sft", Vae: "vae", Edit: "edit", EditJoint: "edit_joint"}
+
+
 def run(command) -> None:
     """Carries out one parsed command. What only some commands need is imported where it is needed."""
     match command:
         case All():
             run_all(load_recipe(command.recipe), command.out, trackers=command.trackers, workers=command.workers)
         case Pretrain():
-            stage = "sft" if isinstance(command, Sft) else "pretrain"
+            stage = STAGES[type(command)]
             run_stage(load_recipe(command.recipe), stage, command.out, getattr(command, "model", None),
                       trackers=command.trackers, workers=command.workers)  # fmt: skip
+        case Report(edits=True):
+            from training.edit_report import edit_report, print_edit_report
+
+            summary = edit_report(command.model or "checkpoints/mini/editor", command.samples, command.splits,
+                                  command.steps, command.guidance, command.batch_size, command.out)  # fmt: skip
+            print_edit_report(summary, as_json=command.json)
         case Report():
             from training.report import print_report, report
 
-            summary = report(command.model, command.samples, command.splits, command.batch_size, command.out,
+            summary = report(command.model or "mini", command.samples, command.splits, command.batch_size, command.out,
                              command.max_new_tokens)  # fmt: skip
             print_report(summary, as_json=command.json)
         case Sheet():
-            from training.world.sheet import contact_sheet
+            from training.world.sheet import contact_sheet, edit_sheet
 
-            contact_sheet(command.split, command.columns, command.seed).save(command.out)
+            draw = edit_sheet if command.edits else contact_sheet
+            draw(command.split, command.columns, command.seed).save(command.out)
+        case Export(edits=True):
+            from training.edit_folder import export_edits
+
+            export_edits(command.out, command.split, command.count, command.family, command.language, command.size)
         case Export():
             from training.conversations import export_world
 
@@ -176,7 +225,7 @@ def main() -> None:
     command = tyro.cli(Command, prog="python -m training", description=__doc__)
     try:
         run(command)
-    except (RecipeError, ModelError, ValueError, FloatingPointError) as error:
+    except (RecipeError, ModelError, ValueError, FloatingPointError, OSError) as error:
         print(f"training: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

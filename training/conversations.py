@@ -50,6 +50,11 @@ class Conversations:
 
 def read_conversations(name: str, split: str) -> Conversations:
     """Opens a folder (`save_to_disk`, parquet or JSON files) or a hub id; raises `RecipeError` naming the remedy."""
+    return Conversations(open_table(name, split, "rows with `messages`"), name)
+
+
+def open_table(name: str, split: str, contents: str) -> Dataset:
+    """One split of a folder or hub id of rows; `contents` says in the error what is wanted."""
     path = Path(name)
     try:
         if path.exists():
@@ -65,9 +70,9 @@ def read_conversations(name: str, split: str) -> Conversations:
         raise
     except Exception as error:  # every library below raises its own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"dataset {name!r} cannot be read: {reason} Give a folder of rows with `messages`, or a hub "
-                          f"id this machine can reach.") from error  # fmt: skip
-    return Conversations(table, name)
+        raise RecipeError(f"dataset {name!r} cannot be read: {reason} Give a folder of {contents}, or a hub id this "
+                          f"machine can reach.") from error  # fmt: skip
+    return table
 
 
 FEATURES = Features(

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, send_to_device, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -162,7 +162,7 @@ def train(
             count = int(accelerator.reduce(count, "sum"))
             total = torch.zeros((), device=accelerator.device)
             for index, batch in enumerate(micro_batches):
-                batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+                batch = send_to_device(batch, accelerator.device)
                 last = index == len(micro_batches) - 1
                 with accelerator.autocast(), _synchronised(accelerator, model, last):
                     loss = task.loss(model, batch) / count

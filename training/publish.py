@@ -52,13 +52,13 @@ def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, st
     Args:
         run: the folder of `python -m training all`.
         out: the folder to fill; files of the same names are replaced.
-        stage: whose model, by default the recipe's last.
+        stage: whose model, `pretrain` or `sft`; by default the recipe's last of these.
         report: a file whose last line is the JSON of `python -m training report --json`, for the card's scores.
 
     Raises:
         RecipeError: that stage, or one before it, is not done.
     """
-    order = list(recipe.stages)
+    order = [name for name in recipe.stages if name in ("pretrain", "sft")]
     last = stage or order[-1]
     if last not in order:
         raise RecipeError(f"recipe {recipe.name!r} has no stage {last!r}; it has {', '.join(order)}.")

@@ -5,6 +5,7 @@ from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict  # pydantic's own requirement; typing's lacks what it needs before Python 3.12
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -128,6 +129,86 @@ class Stage(Schedule):
         return sum(phase.steps for phase in self.phases)
 
 
+class VaeStage(Schedule):
+    """The editor's autoencoder.
+
+    Attributes:
+        vae: values of the preset `mini` that are replaced, arguments of diffusers' `AutoencoderKL`.
+        size: side of the pictures, in pixels.
+        crop: side of a random window of each that a step sees; 0 for the whole picture.
+        kl_weight: of the divergence from a standard normal, a latent value, beside the absolute error, a pixel value.
+        other_pictures: share of the world's pictures that no edit is about (charts, clocks, mazes, ...).
+    """
+
+    steps: int = Field(gt=0)
+    vae: dict = {}
+    size: int = Field(128, gt=0)
+    crop: int = Field(0, ge=0)
+    kl_weight: float = Field(1e-4, ge=0)
+    other_pictures: float = Field(0.25, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _crop_fits(self):
+        if self.crop > self.size:
+            raise ValueError(f"crop is {self.crop} and size {self.size}; a window cannot exceed its picture")
+        return self
+
+
+class Lora(_Strict):
+    """Low-rank adapters instead of all weights (arXiv 2106.09685)."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(16, gt=0)
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class EditStage(Schedule):
+    """The editor's connector and transformer, by flow matching.
+
+    Attributes:
+        editor: a saved editor to go on from, folder or hub id; None starts fresh weights of the `mini` preset.
+        vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`.
+        connector, transformer, conditioning: values of the preset that are replaced.
+        edits: a folder in the released metadata form, or a hub id; None draws the world's.
+        pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
+        size: pictures have about size x size pixels, their aspect kept.
+        dropout: share of the samples that learn from an empty instruction, for guidance.
+        changed_weight: extra weight of tokens in which the asked change lies; 0 weighs all alike.
+        ema_decay: of the averaged weights that are saved; 0 saves the last ones.
+        lora: trains adapters alone, and saves them alone.
+        train_vision_language: fine-tunes the model that sees together with the painter; its embeddings are then made
+            anew at every step.
+    """
+
+    steps: int = Field(gt=0)
+    editor: str | None = None
+    vision_language: str | None = None
+    vae: str | None = None
+    connector: dict = {}
+    transformer: dict = {}
+    conditioning: dict = {}
+    edits: str | None = None
+    pairs: int = Field(20000, gt=0)
+    families: list[str] | None = None
+    easy: float = Field(0.3, ge=0, le=1)
+    size: int = Field(128, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    changed_weight: float = Field(0.0, ge=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    lora: Lora | None = None
+    train_vision_language: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self):
+        from training.world.edits import EDIT_FAMILIES
+
+        if unknown := sorted(set(self.families or ()) - set(EDIT_FAMILIES)):
+            raise ValueError(f"no edit families named {unknown}; there are {', '.join(EDIT_FAMILIES)}")
+        if self.lora and not self.editor:
+            raise ValueError("`lora` adapts a trained editor; name it with `editor`")
+        return self
+
+
 class Model(_Strict):
     """Where the weights start: a preset with fresh weights, or a checkpoint (directory or hub id).
 
@@ -149,14 +230,26 @@ class Model(_Strict):
         return self
 
 
+class Stages(TypedDict, total=False):
+    """What a recipe may train, in the order in which `all` does."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    pretrain: Stage
+    sft: Stage
+    vae: VaeStage
+    edit: EditStage
+    edit_joint: EditStage
+
+
 class Recipe(_Strict):
-    """Everything a run needs. `stages` in the order in which `all` runs them."""
+    """Everything a run needs."""
 
     name: str
     seed: int = 0
     model: Model
     fsdp: bool = False
-    stages: dict[Literal["pretrain", "sft"], Stage]
+    stages: Stages
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -1,9 +1,7 @@
 """Evaluation on the world: accuracy by family, on compositions training never drew, and on the hard split."""
 
 import json
-import math
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -11,21 +9,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from training.intervals import family_figures, mean_of
 from training.verifiers import Verifier, verify
 from training.world import FAMILIES, Sample, draw_sample
 from vlm.answering import load
 
 MAX_NEW_TOKENS = 384  # well above the longest response the world teaches, hard split included
-
-
-def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for `right` of `n` (95 % for z = 1.96), as fractions."""
-    if n == 0:
-        return 0.0, 1.0
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @torch.inference_mode()
@@ -59,11 +48,7 @@ def question(sample: Sample) -> list[dict]:
 def score(samples: list[Sample], responses: list[str]) -> dict:
     """Accuracy, its 95 % interval, and what always giving the commonest answer would reach."""
     rewards = [verify(r, Verifier.from_dict(s.verifier)) for s, r in zip(samples, responses, strict=True)]
-    n = len(samples)
-    commonest = Counter(s.answer for s in samples).most_common(1)[0][1]
-    low, high = wilson(sum(rewards), n)
-    return {"accuracy": round(sum(rewards) / n, 4), "n": n, "interval": [round(low, 4), round(high, 4)],
-            "majority_baseline": round(commonest / n, 4)}  # fmt: skip
+    return family_figures(rewards, [s.answer for s in samples])
 
 
 def report(
@@ -121,14 +106,6 @@ def report(
         summary[by_family] = families
         summary[mean], summary[f"{mean}_interval"] = mean_of(families)
     return summary
-
-
-def mean_of(families: dict[str, dict]) -> tuple[float, list[float]]:
-    """The unweighted mean of the families' accuracies and its 95 % interval (normal, families independent)."""
-    values = [(f["accuracy"], f["n"]) for f in families.values()]
-    mean = sum(a for a, _ in values) / len(values)
-    half = 1.96 * math.sqrt(sum(a * (1 - a) / n for a, n in values)) / len(values)
-    return round(mean, 4), [round(max(0.0, mean - half), 4), round(min(1.0, mean + half), 4)]
 
 
 def print_report(summary: dict, *, as_json: bool) -> None:

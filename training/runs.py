@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from training.curves import draw_curves
+from training.edit import edit
 from training.pretrain import pretrain
 from training.recipe import Recipe, RecipeError
 from training.sft import sft
+from training.vae import vae
 
 
 def run_stage(recipe: Recipe, stage: str, out: Path | None = None, model: str | None = None, **options) -> Path:
@@ -27,6 +29,10 @@ def run_stage(recipe: Recipe, stage: str, out: Path | None = None, model: str | 
         return done
     if stage == "pretrain":
         return pretrain(recipe, run / stage, **options)
+    if stage == "vae":
+        return vae(recipe, run / stage, **options)
+    if stage in ("edit", "edit_joint"):
+        return edit(recipe, stage, run, **options)
     start_from = model or run / "pretrain" / "model"
     if model is None and not start_from.is_dir():
         raise RecipeError(f"sft needs a model: {start_from} is missing; run `pretrain` first or give --model.")

@@ -44,7 +44,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, side: int = 1024, seco
 
 
 def speed(recipe: Recipe, steps: int) -> dict:
-    """Times `steps` steps of the recipe's last stage, after two of warm-up, in this process.
+    """Times `steps` steps of the recipe's last stage of the model that sees, after two of warm-up, in this process.
 
     Returns:
         `samples_per_second`, `pictures_per_second`, `tokens_per_second` (learnt tokens), `flops_per_step` (matrix
@@ -55,7 +55,7 @@ def speed(recipe: Recipe, steps: int) -> dict:
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stage = list(recipe.stages.values())[-1]
+    stage = [recipe.stages[name] for name in ("pretrain", "sft") if name in recipe.stages][-1]
     precision = faster_precision(device) if stage.precision == "auto" else stage.precision
     peaks = {name: matmul_peak(getattr(torch, name), device) for name in ("float32", "bfloat16")}
     model, processor = start(recipe)

@@ -97,30 +97,46 @@ def canvas(rng: random.Random, nuisance: Nuisance, away_from=()) -> tuple[Image.
 
 def finish(rng: random.Random, image: Image.Image, nuisance: Nuisance) -> Image.Image:
     """Down to the final size, then blur, gradient, noise and compression."""
-    if image.width != SIDE:
-        image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return finish_alike(rng, [image], nuisance)[0]
+
+
+def finish_alike(
+    rng: random.Random, images: list[Image.Image], nuisance: Nuisance, side: int = SIDE
+) -> list[Image.Image]:
+    """`finish` for several pictures that share one nuisance: where the pictures are equal, the results are too."""
+    images = [i if i.width == side else i.resize((side, side), Image.Resampling.BOX) for i in images]
     if nuisance.blur:
-        image = image.filter(ImageFilter.GaussianBlur(nuisance.blur))
+        images = [image.filter(ImageFilter.GaussianBlur(nuisance.blur)) for image in images]
     if nuisance.noise or nuisance.gradient:
-        image = _shaded(rng, image, nuisance)
+        images = _shaded(rng, images, nuisance, side)
     if nuisance.quality:
-        stored = io.BytesIO()
-        image.save(stored, "JPEG", quality=nuisance.quality)
-        image = Image.open(stored).convert("RGB")
-    return image
+        images = [_compressed(image, nuisance.quality) for image in images]
+    return images
 
 
-def _shaded(rng: random.Random, image: Image.Image, nuisance: Nuisance) -> Image.Image:
-    pixels = np.asarray(image, dtype=np.float32)
+def _compressed(image: Image.Image, quality: int) -> Image.Image:
+    stored = io.BytesIO()
+    image.save(stored, "JPEG", quality=quality)
+    return Image.open(stored).convert("RGB")
+
+
+def _shaded(rng: random.Random, images: list[Image.Image], nuisance: Nuisance, side: int) -> list[Image.Image]:
     noise = np.random.default_rng(rng.getrandbits(64))
+    layers = []
     if nuisance.gradient:
         angle = rng.uniform(0, 2 * math.pi)
-        ramp = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
+        ramp = np.linspace(-0.5, 0.5, side, dtype=np.float32)
         drift = math.cos(angle) * ramp[None, :] + math.sin(angle) * ramp[:, None]
-        pixels = pixels + nuisance.gradient * drift[..., None]
+        layers.append(nuisance.gradient * drift[..., None])
     if nuisance.noise:
-        pixels = pixels + noise.normal(0, nuisance.noise, pixels.shape).astype(np.float32)
-    return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+        layers.append(noise.normal(0, nuisance.noise, (side, side, 3)).astype(np.float32))
+    shaded = []
+    for image in images:
+        pixels = np.asarray(image, dtype=np.float32)
+        for layer in layers:
+            pixels = pixels + layer
+        shaded.append(Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8)))
+    return shaded
 
 
 def render(scene: Scene, rng: random.Random, nuisance: Nuisance) -> Image.Image:
@@ -135,9 +151,10 @@ def render(scene: Scene, rng: random.Random, nuisance: Nuisance) -> Image.Image:
     return finish(rng, image, nuisance)
 
 
-def draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, colour, nuisance: Nuisance) -> None:
-    side = SIDE * nuisance.supersampling
-    stroke = max(1, round(1.2 * nuisance.supersampling))
+def draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, colour, nuisance: Nuisance, side: int = SIDE) -> None:
+    """Draws on a canvas of `side` times the supersampling; lines grow with the side."""
+    stroke = max(1, round(1.2 * nuisance.supersampling * side / SIDE))
+    side = side * nuisance.supersampling
     edge = tuple(int(c * 0.55) for c in colour)
     if thing.shape == "ring":
         box = [(thing.x - thing.radius) * side, (thing.y - thing.radius) * side,

@@ -1,0 +1,210 @@
+"""Edits of the world: equal seeds give equal pairs, only what was asked changes, what is withheld stays withheld."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.world import numbers, scenes
+from training.world.edit_pages import Page, TextPage, draw_page
+from training.world.edit_phrases import LANGUAGES, TEMPLATES, thing_name
+from training.world.edit_steps import HELD_OUT_GROUNDS, Desk
+from training.world.edits import EDIT_FAMILIES, HELD_OUT_WORDS, draw_edit
+from training.world.sample import SPLITS, NotAskable, stream
+from training.world.sheet import edit_sheet
+
+seeds = st.integers(0, 2**40)
+families, splits = st.sampled_from(EDIT_FAMILIES), st.sampled_from(SPLITS)
+WITHHELD = (
+    scenes.HELD_OUT_PAIRS
+    | HELD_OUT_GROUNDS
+    | {("digits", pair) for pair in numbers.HELD_OUT_BIGRAMS}
+    | {("word", word) for word in HELD_OUT_WORDS}
+)
+
+
+def pixels(picture) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+@pytest.mark.parametrize("family", EDIT_FAMILIES)
+def test_pictures_are_equal_wherever_nothing_was_asked(family):
+    for split in SPLITS:
+        for seed in range(12):
+            edit = draw_edit(seed, split, family)
+            apart = np.abs(pixels(edit.before) - pixels(edit.after)).max(-1)
+            assert not apart[~edit.changed].any(), (split, seed)
+            for part in range(1, edit.parts.max() + 1):
+                assert (apart[edit.parts == part] > 40).sum() > 5, (split, seed, part)
+
+
+@settings(max_examples=60)
+@given(seeds, splits, families, st.sampled_from((48, 128, 200)))
+def test_pictures_have_the_size_that_was_asked_for(seed, split, family, size):
+    edit = draw_edit(seed, split, family, size=size)
+    for picture in (edit.before, edit.after):
+        assert picture.size == (size, size) and picture.mode == "RGB"
+    assert edit.parts.shape == (size, size) and edit.changed.dtype == bool
+    assert 0 <= edit.difficulty <= 1
+    apart = np.abs(pixels(edit.before) - pixels(edit.after)).max(-1)
+    assert not apart[~edit.changed].any()
+
+
+@settings(max_examples=40)
+@given(seeds, splits, st.one_of(st.none(), families))
+def test_equal_arguments_give_equal_edits(seed, split, family):
+    first, second = (draw_edit(seed, split, family) for _ in range(2))
+    assert (first.instruction, first.plan) == (second.instruction, second.plan)
+    assert first.before.tobytes() == second.before.tobytes() and first.after.tobytes() == second.after.tobytes()
+
+
+def digest() -> str:
+    drawn = hashlib.sha256()
+    for seed in range(2):
+        for family in EDIT_FAMILIES:
+            edit = draw_edit(seed, "train", family)
+            drawn.update(edit.before.tobytes() + edit.after.tobytes() + (edit.instruction + edit.plan).encode())
+    return drawn.hexdigest()
+
+
+def test_another_process_draws_the_same():
+    """Sets and hashes have another order there."""
+    code = "import sys; sys.path.insert(0, 'tests'); import test_world_edits; print(test_world_edits.digest())"
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == digest()
+
+
+@settings(max_examples=40)
+@given(seeds, splits, families)
+def test_both_languages_ask_for_the_same_pictures(seed, split, family):
+    english, chinese = (draw_edit(seed, split, family, language) for language in LANGUAGES)
+    assert english.after.tobytes() == chinese.after.tobytes() and english.plan == chinese.plan
+    assert not re.search("[一-鿿]", english.instruction) and re.search("[一-鿿]", chinese.instruction)
+    assert not re.search("[{}]", english.instruction + chinese.instruction)
+
+
+@settings(max_examples=100)
+@given(seeds, st.sampled_from(("easy", "train", "test", "hard")), families)
+def test_no_other_split_shows_or_asks_what_is_held_out(seed, split, family):
+    edit = draw_edit(seed, split, family)
+    if (split, edit.family) == ("hard", "text"):
+        return  # there, as in the questions, any digits may stand together
+    assert not edit.pairs & WITHHELD
+    for page in edit.pages:
+        if isinstance(page, Page):
+            assert not {(t.colour, t.shape) for t in page.scene.things} & scenes.HELD_OUT_PAIRS
+        else:
+            assert not any(pair in page.text for pair in (*numbers.HELD_OUT_BIGRAMS, *HELD_OUT_WORDS))
+
+
+@settings(max_examples=100)
+@given(seeds, families)
+def test_the_held_out_split_always_asks_about_something_held_out(seed, family):
+    assert draw_edit(seed, "held_out", family).pairs & WITHHELD
+
+
+def test_held_out_things_are_edited_and_edited_into():
+    into = 0
+    for seed in range(40):
+        edit = draw_edit(seed, "held_out", "recolour")
+        before, after = edit.pages
+        index = next(i for i in before.present if before.items[i] != after.items[i])
+        thing = after.items[index].thing
+        into += (thing.colour, thing.shape) in scenes.HELD_OUT_PAIRS
+    assert 5 < into <= 40
+
+
+def changes(edit):
+    before, after = edit.pages
+    pairs = [(before.items[i] if i < len(before.items) else None, after.items[i]) for i in range(len(after.items))]
+    return [(old, new) for old, new in pairs if old != new]
+
+
+def test_every_family_changes_what_it_says():
+    for seed in range(15):
+        for old, new in changes(draw_edit(seed, "train", "recolour")):
+            assert old.thing.colour != new.thing.colour and old.thing.shape == new.thing.shape
+        for old, new in changes(draw_edit(seed, "train", "resize")):
+            assert old.thing.radius != new.thing.radius and old.tone == new.tone
+        for old, new in changes(draw_edit(seed, "train", "move")):
+            assert old.thing.place != new.thing.place and old.thing.radius == new.thing.radius
+        for old, new in changes(draw_edit(seed, "train", "replace")):
+            assert old.thing.shape != new.thing.shape and old.thing.place == new.thing.place
+        for old, new in changes(draw_edit(seed, "train", "restyle")):
+            assert old.style != new.style and old.thing == new.thing
+        assert [bool(old) for old, _ in changes(draw_edit(seed, "train", "add"))] == [False]
+        assert [bool(new) for _, new in changes(draw_edit(seed, "train", "remove"))] == [False]
+        assert len(changes(draw_edit(seed, "train", "swap"))) == 2
+        assert not any(new for _, new in changes(draw_edit(seed, "train", "count")))
+        edit = draw_edit(seed, "train", "background")
+        assert not changes(edit) and edit.pages[0].ground != edit.pages[1].ground
+        edit = draw_edit(seed, "train", "text")
+        assert isinstance(edit.pages[0], TextPage) and edit.pages[0].text != edit.pages[1].text
+        assert 2 <= len(draw_edit(seed, "train", "multi").steps) <= 3
+
+
+@settings(max_examples=150)
+@given(seeds, st.sampled_from(("train", "hard")))
+def test_a_thing_is_called_what_nothing_else_could_be_called(seed, split):
+    page = draw_page(Random(seed), scenes.draw_scene(stream("t", seed), split))
+    desk = Desk(Random(seed), Random(seed), "en", False, page)
+    for index in page.present:
+        try:
+            reference = desk.reference(page, index)
+        except NotAskable:
+            continue
+        fitting = [t for t in page.scene.things if reference.fits(t)]
+        assert fitting == [page.items[index].thing]
+        assert all(word in thing_name(reference, "en", Random(0)) for word in (reference.shape, reference.size) if word)
+
+
+def test_the_plan_names_what_changes_and_what_stays():
+    for seed in range(30):
+        edit = draw_edit(seed, "train", "remove")
+        change, keep = edit.plan.splitlines()
+        assert change == f"change: {edit.steps[0]}" and edit.steps[0].endswith(" goes")
+        kept = edit.pages[1].scene.things
+        assert keep == "keep: " + ", ".join([*(f"{t.place} {t.full_name}" for t in kept), "background"])
+        assert edit.response == f"<think>\n{edit.transcription}\n{edit.plan}\n</think>\n{edit.steps[0]}"
+        picture, text = edit.conversation()[0]["content"]
+        assert picture["image"] is edit.before and text["text"] == edit.instruction
+
+
+def test_people_say_it_in_many_ways():
+    for family in EDIT_FAMILIES:
+        for language in LANGUAGES:
+            said = {draw_edit(seed, "train", family, language).instruction for seed in range(8)}
+            assert len(said) > 5, (family, language)
+    assert all(len(kinds[language]) >= 2 for kinds in TEMPLATES.values() for language in LANGUAGES)
+    languages = [draw_edit(seed).language for seed in range(120)]
+    assert 20 < languages.count("zh") < 60
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"split": "nope"}, "there are easy, train"),
+        ({"family": "nope"}, "there are recolour"),
+        ({"language": "fr"}, "there are en, zh"),
+        ({"size": 8}, "32 to 2048"),
+    ],
+    ids=str,
+)
+def test_unknown_arguments_are_refused_with_the_choices(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        draw_edit(1, **arguments)
+
+
+def test_the_sheet_has_a_row_a_family():
+    sheet = edit_sheet(columns=2, families=("add", "text"))
+    assert sheet.width == 2 * edit_sheet(columns=1, families=("add",)).width and sheet.height % 2 == 0
+    with pytest.raises(ValueError, match="columns 0"):
+        edit_sheet(columns=0)

@@ -1,0 +1,308 @@
+"""Stages `edit` and `edit_joint`: connector and diffusion transformer learn to repaint, by flow matching.
+
+Step1X-Edit (arXiv 2504.17761, section 3): the model that sees reads picture and instruction, its hidden states steer
+the transformer, and the picture's own latents stand beside the noisy ones. `edit` keeps the model that sees frozen, so
+that its embeddings are made once; `edit_joint` may fine-tune it together with the painter. With `lora` both train
+adapters alone, for the released size on one GPU.
+"""
+
+import copy
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from edit import EditPipeline
+from edit.conditioning import Conditioning, attention_bias, embed, pad
+from edit.configuration import PRESETS, mini_editor
+from edit.flow import flow_shift, noised, shifted, skip_reference_output, velocity
+from edit.latents import PACKING, image_ids, pack, vae_scale
+from training.edit_pairs import EditCache, Pairs, build_cache
+from training.edit_sheet import results_sheet
+from training.loop import train
+from training.recipe import EditStage, Recipe, RecipeError
+from training.world.edits import EDIT_FAMILIES, draw_edit
+from training.world.sample import stream
+from vlm.answering import load
+
+PAINTERS = ("connector", "transformer")
+OPTIONS = (
+    "conditioning",
+    "size_levels",
+    "reference_index",
+    "damped_above",
+    "damping",
+    "num_inference_steps",
+    "guidance_scale",
+)
+SHEET_STEPS = 16  # of sampling, for the sheet that is drawn while training
+
+
+@dataclass
+class Start:
+    """What a stage begins with.
+
+    Attributes:
+        parts: vae, connector, transformer and scheduler.
+        model, processor: the model that sees, and `model_path`, the folder or hub id it came from.
+        options: of `EditPipeline`, apart from its parts.
+    """
+
+    parts: dict
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    model_path: str
+    options: dict
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return Conditioning(**self.options["conditioning"])
+
+    def pipeline(self, painters: dict[str, nn.Module], model: PreTrainedModel | None = None) -> EditPipeline:
+        """The editor with these painters, on the device they are on."""
+        parts = self.parts | painters
+        pipeline = EditPipeline(**parts, vision_language_model=model or self.model, processor=self.processor,
+                                **self.options)  # fmt: skip
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def start(stage: EditStage, run: Path, seed: int) -> Start:
+    """The editor to go on from, or a fresh one on the models of the run. Raises `RecipeError` where one is missing."""
+    if stage.editor:
+        pipeline = EditPipeline.from_pretrained(stage.editor)
+        options = {name: pipeline.config[name] for name in OPTIONS}
+        options["conditioning"] = options["conditioning"] | stage.conditioning
+        parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
+        where = pipeline.config.vision_language
+        path = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
+        return Start(parts, pipeline.vision_language_model, pipeline.processor, str(path), options)
+    found = {}
+    for name, own in (("vision_language", "sft"), ("vae", "vae")):
+        found[name] = getattr(stage, name) or str(run / own / "model")
+        if not getattr(stage, name) and not Path(found[name]).is_dir():
+            raise RecipeError(f"the editor needs {found[name]}: run `{own}` first, or name `{name}` in the stage.")
+    model, processor = load(found["vision_language"], dtype=torch.float32)
+    torch.manual_seed(seed)
+    parts = mini_editor(model, connector=stage.connector, transformer=stage.transformer)
+    parts["vae"] = AutoencoderKL.from_pretrained(found["vae"])
+    options = copy.deepcopy(PRESETS["mini"]["pipeline"])
+    options["conditioning"] |= stage.conditioning
+    options["size_levels"] = [stage.size]
+    return Start(parts, model, processor, found["vision_language"], options)
+
+
+class EditSteps(Dataset):
+    """Item t is this rank's share of step t as micro-batches, one latent size each: a pure function of (seed, t)."""
+
+    def __init__(self, stage: EditStage, cache: EditCache, pairs: Pairs | None, seed: int, rank: int, world_size: int):
+        if stage.batch_size % world_size:
+            raise ValueError(f"batch_size {stage.batch_size} does not divide by {world_size} processes.")
+        self.stage, self.cache, self.pairs, self.seed = stage, cache, pairs, seed
+        self.rank, self.world_size = rank, world_size
+        self._order = (-1, [])
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> list[dict]:
+        by_size: dict[tuple, list[dict]] = {}
+        for i in range(self.rank, self.stage.batch_size, self.world_size):
+            sample = self._sample(step, i)
+            by_size.setdefault(tuple(sample["target"].shape), []).append(sample)
+        parts = self.stage.gradient_accumulation_steps
+        return [
+            self._batch(group[part::parts]) for group in by_size.values() for part in range(parts) if group[part::parts]
+        ]
+
+    def _sample(self, step: int, i: int) -> dict:
+        """A pair, its noise and its level; an empty instruction now and then."""
+        index = self._pair(step * self.stage.batch_size + i)
+        rng = stream("flow", self.seed, step, i)
+        drop = rng.random() < self.stage.dropout
+        generator = torch.Generator().manual_seed(rng.getrandbits(48))
+        item = self.cache[index]
+        sample = item | {
+            "embedding": item["unconditional" if drop else "embedding"],
+            "noise": torch.randn(item["target"].shape, generator=generator),
+            "normal": torch.randn((), generator=generator),
+        }
+        if self.pairs is not None:
+            pair = self.pairs[index]
+            sample |= {"picture": pair.before, "instruction": "" if drop else pair.instruction}
+        return sample
+
+    def _pair(self, position: int) -> int:
+        """Every pair once an epoch, in an order of the epoch's own."""
+        epoch, place = divmod(position, len(self.cache))
+        if self._order[0] != epoch:
+            order = list(range(len(self.cache)))
+            stream("epoch", self.seed, epoch).shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][place]
+
+    def _batch(self, samples: list[dict]) -> dict:
+        stacked = {name: torch.stack([s[name] for s in samples]) for name in ("reference", "target", "noise", "normal")}
+        batch = stacked | {"weight": 1 + self.stage.changed_weight * torch.stack([s["changed"] for s in samples])}
+        if self.pairs is None:
+            return batch | {"embeddings": [s["embedding"] for s in samples]}
+        return batch | {name + "s": [s[name] for s in samples] for name in ("picture", "instruction")}
+
+
+class Editor(nn.Module):
+    """What is trained, with its loss inside one forward pass, and the averaged weights beside it."""
+
+    def __init__(self, parts: dict[str, nn.Module], conditioning: Conditioning, average: bool, reference_index: int):
+        super().__init__()
+        self.connector, self.transformer = parts["connector"], parts["transformer"]
+        self.conditioning, self.reference_index = conditioning, reference_index
+        if average:
+            self.average = nn.ModuleDict({name: copy.deepcopy(parts[name]).requires_grad_(False) for name in PAINTERS})
+        skip_reference_output(self.transformer)
+
+    def forward(self, batch: dict, mu: float, read=None) -> torch.Tensor:
+        """The squared error of the velocity, weighted by token, summed over samples.
+
+        Args:
+            batch: see `EditSteps`.
+            mu: the resolution's shift of the noise levels.
+            read: makes embeddings of pictures and instructions, where they are not in the batch.
+        """
+        embeddings = batch["embeddings"] if read is None else read(batch["pictures"], batch["instructions"])
+        hidden, mask = pad(embeddings, self.conditioning.padded_tokens)
+        height, width = batch["target"].shape[-2:]
+        target, noise, reference = (pack(batch[name]) for name in ("target", "noise", "reference"))
+        level = shifted(batch["normal"].sigmoid(), mu)  # logit-normal (arXiv 2403.03206, section 3.1)
+        text, pooled = self.connector(hidden, level, mask)
+        bias = attention_bias(mask, 2 * target.shape[1], self.conditioning.padded_tokens, hidden.dtype)
+        ids = image_ids(height, width, self.reference_index, target.device)
+        predicted = velocity(
+            self.transformer, noised(target, noise, level), reference, level, text, pooled, ids, bias
+        )  # fmt: skip
+        error = (predicted.float() - (noise - target)).square().mean(-1)
+        return ((error * batch["weight"]).sum(1) / batch["weight"].sum(1)).sum()
+
+
+class EditTask:
+    """Pairs in, a velocity out."""
+
+    def __init__(self, stage: EditStage, start: Start, cache: EditCache, pairs: Pairs, seed: int):
+        self.stage, self.start, self.cache, self.seed = stage, start, cache, seed
+        self.pairs = pairs if stage.train_vision_language else None
+        painters = [start.parts[name] for name in PAINTERS]
+        if stage.lora:
+            adapters = LoraConfig(r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=stage.lora.targets)
+            for part in painters:
+                part.requires_grad_(False)
+            start.parts["transformer"].add_adapter(adapters)
+        if stage.gradient_checkpointing:
+            start.parts["transformer"].enable_gradient_checkpointing()
+        if stage.compile:
+            transformer = start.parts["transformer"]
+            for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks[:-1]]:
+                block.compile(dynamic=True)
+        average = stage.ema_decay > 0 and not stage.lora
+        self.model = Editor(start.parts, start.conditioning, average, start.options.get("reference_index", 0))
+        if stage.train_vision_language:
+            self.model.vision_language_model = start.model
+
+    def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
+        data = EditSteps(self.stage, self.cache, self.pairs, self.seed, rank, world_size)
+        return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
+                          prefetch_factor=4 if workers else None)  # fmt: skip
+
+    def count(self, batch: dict) -> int:
+        return len(batch["target"])
+
+    def loss(self, model, batch: dict) -> torch.Tensor:
+        mu = flow_shift(self.start.parts["scheduler"], batch["weight"].shape[1])
+        return model(batch, mu, self._read if self.pairs is not None else None)
+
+    def _read(self, pictures, instructions) -> list[torch.Tensor]:
+        # What `embed` does, with gradients.
+        return embed.__wrapped__(
+            self.start.model, self.start.processor, pictures, instructions, self.start.conditioning
+        )
+
+    @torch.no_grad()
+    def after_step(self, model: Editor, step: int) -> None:
+        """Moves the averaged weights, faster at first, when there is little to remember."""
+        if not hasattr(model, "average"):
+            return
+        rate = 1 - min(self.stage.ema_decay, (1 + step) / (10 + step))
+        for name in PAINTERS:
+            average, latest = model.average[name], getattr(model, name)
+            torch._foreach_lerp_(list(average.parameters()), list(latest.parameters()), rate)
+
+    def look(self, model: Editor, folder: Path) -> None:
+        """`edits.png`: new edits as the averaged weights make them."""
+        edits = [draw_edit(seed, "test", family, size=self.stage.size) for seed, family in enumerate(EDIT_FAMILIES)]
+        painters = model.average if hasattr(model, "average") else model
+        pipeline = self.start.pipeline({name: getattr(painters, name) for name in PAINTERS})
+        generators = [torch.Generator().manual_seed(seed) for seed in range(len(edits))]
+        painted = pipeline([e.before for e in edits], [e.instruction for e in edits], generator=generators,
+                           num_inference_steps=SHEET_STEPS).images  # fmt: skip
+        results_sheet(edits, painted).save(folder / "edits.png")
+
+    def write(self, model: Editor, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """The editor as `EditPipeline.from_pretrained` reads it; with `lora` the adapters alone."""
+        if self.stage.lora:
+            layers = get_peft_model_state_dict(model.transformer, state_dict=_own(state, "transformer."))
+            EditPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
+            return
+        kept = "average." if hasattr(model, "average") else ""
+        painters = {name: _filled(getattr(model, name), state, f"{kept}{name}.") for name in PAINTERS}
+        if self.stage.train_vision_language:
+            seeing = copy.deepcopy(self.start.model)
+            seeing.load_state_dict(_own(state, "vision_language_model."), strict=False)  # tied weights come once
+            self.start.pipeline(painters, seeing).save_pretrained(folder)
+        else:
+            self.start.pipeline(painters).save_pretrained(folder, vision_language=self._beside(folder))
+
+    def _beside(self, folder: Path) -> str:
+        """Where the model that sees is, from the editor's folder, so that a run can be moved; or its hub id."""
+        path = Path(self.start.model_path)
+        return os.path.relpath(path, folder) if path.is_dir() else self.start.model_path
+
+
+def _own(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _filled(module: nn.Module, state: dict[str, torch.Tensor], prefix: str) -> nn.Module:
+    """A new module like this one with weights gathered from all devices."""
+    with torch.device("meta"):
+        new = type(module).from_config(module.config)
+    new.load_state_dict(_own(state, prefix), assign=True)
+    return new
+
+
+def edit(recipe: Recipe, name: str, run: Path, **options) -> Path:
+    """Runs the stage `name` (`edit` or `edit_joint`) in `run/name`, resuming what is there.
+
+    Returns:
+        The folder of the trained editor, or of its adapters.
+    """
+    stage, out = recipe.stages[name], run / name
+    if name == "edit_joint" and not stage.editor:
+        stage = stage.model_copy(update={"editor": str(run / "edit" / "model")})
+        if not Path(stage.editor).is_dir():
+            raise RecipeError(f"edit_joint needs {stage.editor}: run `edit` first, or name `editor` in the stage.")
+    begun = start(stage, run, recipe.seed)
+    pairs = Pairs(stage, recipe.seed)
+    device = PartialState().device
+    begun.model.to(device).eval()
+    begun.parts["vae"].to(device).eval()
+    multiple = vae_scale(begun.parts["vae"]) * PACKING
+    cache = build_cache(out / "cache", pairs, begun.model, begun.processor, begun.parts["vae"], begun.conditioning,
+                        multiple, options.get("workers", 1))  # fmt: skip
+    task = EditTask(stage, begun, cache, pairs, recipe.seed)
+    return train(name, stage, task, out, seed=recipe.seed, fsdp=recipe.fsdp, **options)

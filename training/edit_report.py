@@ -1,0 +1,129 @@
+"""How well an editor edits: success, change and preservation by family, beside what its autoencoder allows."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from edit import EditPipeline
+from training.edit_sheet import results_sheet
+from training.intervals import mean_of, wilson
+from training.vae import psnr, reconstruct, to_pictures, to_pixels
+from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
+
+SHOWN = 2  # edits a family on the sheet
+SPLITS = {"test": ("families", "mean"), "held_out": ("held_out_families", "held_out_compositions"),
+          "hard": ("hard_families", "hard")}  # fmt: skip
+
+
+def edit_report(
+    editor: str,
+    samples: int,
+    splits: Sequence[str] = ("test", "held_out"),
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 16,
+    out: Path | None = None,
+) -> dict:
+    """Edits `samples` pictures a family and split (seeds from 0) and scores the results.
+
+    Args:
+        editor: a folder or hub id that `EditPipeline.from_pretrained` reads.
+        steps, guidance: of sampling; the editor's own by default.
+        out: a folder for `edits.png` (input, output, truth) and `edits.jsonl`, a row an edit.
+
+    Returns:
+        `families`: {name: {success, n, interval, change, preservation, ceiling, ceiling_psnr}} on `test`, where
+        `ceiling` is the success of the truth itself after it went through the autoencoder, and `ceiling_psnr` its
+        likeness to the truth in dB; `mean` of the successes with `mean_interval`; `held_out_compositions` and `hard`
+        likewise. Fractions, but for the dB.
+
+    Raises:
+        ValueError: nothing asked for, or an unknown split.
+    """
+    if samples < 1 or batch_size < 1:
+        raise ValueError(f"samples is {samples} and batch_size {batch_size}; both must be at least 1.")
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise ValueError(f"no split named {unknown[0]!r}; there are {', '.join(SPLITS)}.")
+    pipeline = EditPipeline.from_pretrained(editor)
+    pipeline.set_progress_bar_config(disable=True)
+    size = max(pipeline.config.size_levels)
+    started, rows, shown = time.perf_counter(), [], []
+    summary: dict = {"editor": editor, "samples_per_family": samples}
+    for split in splits:
+        scored = {}
+        for family in track(EDIT_FAMILIES, f"{split:9}", console=Console(stderr=True)):
+            edits = [draw_edit(seed, split, family, size=size) for seed in range(samples)]
+            painted = _painted(pipeline, edits, steps, guidance, batch_size)
+            scored[family], own = _score(pipeline, edits, painted)
+            rows += own
+            shown += list(zip(edits, painted, strict=True))[:SHOWN]
+        by_family, name = SPLITS[split]
+        figure, interval = mean_of({f: {"accuracy": s["success"], "n": s["n"]} for f, s in scored.items()})
+        summary |= {by_family: scored, name: figure, f"{name}_interval": interval}
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        results_sheet(*map(list, zip(*shown, strict=True)), columns=2 * SHOWN).save(out / "edits.png")
+        (out / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return summary
+
+
+def _painted(pipeline: EditPipeline, edits: list[Edit], steps, guidance, batch_size: int) -> list:
+    generators = [torch.Generator().manual_seed(edit.seed) for edit in edits]
+    return pipeline(
+        [e.before for e in edits],
+        [e.instruction for e in edits],
+        generator=generators,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        batch_size=batch_size,
+    ).images
+
+
+def _score(pipeline: EditPipeline, edits: list[Edit], painted: list) -> tuple[dict, list[dict]]:
+    """Means over the edits of one family, and a row for each."""
+    truths = to_pixels([e.after for e in edits], edits[0].after.size)
+    again = reconstruct(pipeline.vae, truths).cpu().float()
+    ceilings = [e.verifier(picture).success for e, picture in zip(edits, to_pictures(again), strict=True)]
+    scores = [e.verifier(result) for e, result in zip(edits, painted, strict=True)]
+    n, done = len(edits), sum(s.success for s in scores)
+    low, high = wilson(done, n)
+    rows = [
+        {"split": e.split, "family": e.family, "seed": e.seed, "language": e.language, "instruction": e.instruction,
+         "change": s.change, "preservation": s.preservation, "success": s.success, "ceiling": c}
+        for e, s, c in zip(edits, scores, ceilings, strict=True)
+    ]  # fmt: skip
+    return {
+        "success": round(done / n, 4),
+        "n": n,
+        "interval": [round(low, 4), round(high, 4)],
+        "change": round(mean(s.change for s in scores), 4),
+        "preservation": round(mean(s.preservation for s in scores), 4),
+        "ceiling": round(mean(ceilings), 4),
+        "ceiling_psnr": round(mean(psnr(float(e)) for e in (again - truths).square().mean((1, 2, 3))), 2),
+    }, rows
+
+
+def print_edit_report(summary: dict, *, as_json: bool) -> None:
+    for split, (by_family, name) in SPLITS.items():
+        if by_family not in summary:
+            continue
+        table = Table(title=f"edits, {split}: {summary['editor']}")
+        for column in ("family", "success", "95 %", "change", "preservation", "ceiling", "ceiling PSNR"):
+            table.add_column(column, justify="left" if column == "family" else "right")
+        for family, s in summary[by_family].items():
+            low, high = s["interval"]
+            table.add_row(family, f"{s['success']:.1%}", f"{low:.0%} to {high:.0%}", f"{s['change']:.2f}",
+                          f"{s['preservation']:.2f}", f"{s['ceiling']:.1%}", f"{s['ceiling_psnr']:.1f} dB")  # fmt: skip
+        low, high = summary[f"{name}_interval"]
+        table.add_row("mean", f"{summary[name]:.1%}", f"{low:.1%} to {high:.1%}", style="bold")
+        Console().print(table)
+    if as_json:
+        print(json.dumps(summary))
