@@ -1,0 +1,208 @@
+"""What the model that sees tells the painter: the last hidden states of (picture, instruction), padded and masked.
+
+One code path for any vision-language model with a chat template and a processor: our own, and transformers' Qwen2.5-VL,
+which the released Step1X-Edit weights were trained with (arXiv 2504.17761, section 3).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+# What the painter may be told: everything; the instruction read without the picture; or the bare embeddings of its
+# words, which no layer of the model has read.
+SOURCES = ("picture", "instruction", "words")
+
+
+class ConditioningError(ValueError):
+    """The embeddings cannot be made as asked; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How pictures and instructions become embeddings; saved with the pipeline, replaced from a JSON file.
+
+    Args:
+        prefix: text before the picture in the user's turn, the same for every edit.
+        dropped_tokens: leading tokens whose hidden states are left out: the turn's head and the prefix, which come
+            before the picture and so know nothing of it. None counts them.
+        max_tokens: embeddings a pair may have, the picture's included.
+        padded_tokens: the length to which the transformer sees every text stream padded, 640 at the released size; 0
+            where padding is hidden from it.
+        source: one of `SOURCES`.
+    """
+
+    prefix: str = ""
+    dropped_tokens: int | None = None
+    max_tokens: int = 640
+    padded_tokens: int = 0
+    source: str = "picture"
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ConditioningError(f"conditioning source is {self.source!r}; use one of {', '.join(SOURCES)}.")
+        for name, least in (("dropped_tokens", 0), ("max_tokens", 1), ("padded_tokens", 0)):
+            value = getattr(self, name)
+            if name == "dropped_tokens" and value is None:
+                continue
+            if not isinstance(value, int) or value < least:
+                raise ConditioningError(f"conditioning {name} is {value!r}; use a whole number of at least {least}.")
+        if 0 < self.padded_tokens < self.max_tokens:
+            raise ConditioningError(
+                f"padded_tokens is {self.padded_tokens}, max_tokens {self.max_tokens}; pad to at least max_tokens, "
+                f"or to 0 for no padding."
+            )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Conditioning":
+        """Reads a JSON object of the fields above; those it leaves out have their defaults.
+
+        Raises:
+            ConditioningError: no such file, not a JSON object, or a field that does not exist.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConditioningError(f"{str(path)!r} is not a readable JSON file ({str(error)[:120]}).") from error
+        known = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or (unknown := sorted(values.keys() - set(known))):
+            what = f"has the field {unknown[0]!r}" if isinstance(values, dict) else "is not a JSON object"
+            raise ConditioningError(f"{str(path)!r} {what}; give an object of {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def replaced(self, **changes) -> "Conditioning":
+        return replace(self, **changes)
+
+
+@torch.no_grad()
+def embed(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pictures: Sequence[Image.Image],
+    instructions: Sequence[str],
+    conditioning: Conditioning,
+) -> list[torch.Tensor]:
+    """The embedding of every (picture, instruction) pair, read in one batch.
+
+    Args:
+        pictures: as many as instructions; ignored unless the conditioning's source is `picture`.
+
+    Returns:
+        One (tokens, width) tensor a pair, of its own length, on the model's device and in its precision.
+
+    Raises:
+        ConditioningError: nothing is left of a pair, or it is longer than `max_tokens` or the model's context.
+    """
+    sees = conditioning.source == "picture"
+    conversations = [
+        _about(conditioning.prefix, [picture] * sees, instruction)
+        for picture, instruction in zip(pictures, instructions, strict=True)
+    ]
+    inputs = _tokenize(processor, conversations).to(model.device, model.dtype)
+    dropped = conditioning.dropped_tokens
+    if dropped is None:
+        dropped = _common_head(processor, conditioning.prefix)
+    room = model.config.get_text_config().max_position_embeddings
+    if inputs["input_ids"].shape[1] > room:
+        raise ConditioningError(
+            f"the instruction and its picture take {inputs['input_ids'].shape[1]} tokens, the model reads at most "
+            f"{room}; shorten the instruction."
+        )
+    if conditioning.source == "words":
+        hidden = model.get_input_embeddings()(inputs["input_ids"])
+    else:
+        # Through the whole model, not its body: offloading hooks watch the whole. One row of logits is made at most.
+        hidden = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states[-1]
+    kept = []
+    for row, seen in zip(hidden, inputs["attention_mask"].bool(), strict=True):
+        own = row[seen][dropped:]
+        if len(own) > conditioning.max_tokens:
+            raise ConditioningError(
+                f"the instruction and its picture take {len(own)} tokens, the editor reads at most "
+                f"{conditioning.max_tokens}; shorten the instruction."
+            )
+        if not len(own):
+            raise ConditioningError(
+                f"all {int(seen.sum())} tokens of a prompt are dropped; dropped_tokens is {dropped}, lower it or "
+                f"lengthen the prefix."
+            )
+        kept.append(own)
+    return kept
+
+
+def _about(prefix: str, pictures: list[Image.Image], instruction: str) -> list[dict]:
+    content = [{"type": "text", "text": prefix}] if prefix else []
+    content += [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": instruction}]}]
+
+
+def _tokenize(processor: ProcessorMixin, conversations: list[list[dict]]) -> BatchFeature:
+    return processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True},
+    )
+
+
+def _common_head(processor: ProcessorMixin, prefix: str) -> int:
+    """Tokens before anything that differs from edit to edit."""
+    one, other = _tokenize(processor, [_about(prefix, [], digit) for digit in "12"])["input_ids"]
+    return int((one == other).int().cumprod(0).sum())
+
+
+def pad(
+    embeddings: Sequence[torch.Tensor], padded_tokens: int = 0, collapse: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of several lengths as one batch, zeros after each.
+
+    Args:
+        padded_tokens: see `Conditioning`.
+        collapse: one padding token stands for all of a row's, see `attention_bias`; without, all are there.
+
+    Returns:
+        `hidden_states` (batch, tokens, width) and `attention_mask` (batch, tokens), 1 on the embeddings themselves.
+    """
+    hidden_states = pad_sequence(list(embeddings), batch_first=True)
+    missing = max(padded_tokens - hidden_states.shape[1], 0)
+    hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, min(missing, 1) if collapse else missing))
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    lengths = torch.tensor([len(own) for own in embeddings], device=hidden_states.device)
+    return hidden_states, (positions < lengths[:, None]).long()
+
+
+def attention_bias(
+    attention_mask: torch.Tensor, image_tokens: int, padded_tokens: int = 0, dtype: torch.dtype = torch.float32
+) -> torch.Tensor | None:
+    """What is added to the transformer's attention scores so that it sees each text stream `padded_tokens` long.
+
+    The connector makes all padding of a row alike and the transformer keeps it alike, for padding shares one position.
+    So n padding tokens weigh as much as one whose score is higher by log n: exactly the released model's result, from
+    a stream hardly longer than the instruction. Where padded_tokens is 0 the weight is 0, and padding is not seen.
+
+    Args:
+        attention_mask: (batch, tokens) from `pad`.
+        image_tokens: how many follow the text in the joint sequence, noisy and reference.
+
+    Returns:
+        (batch, 1, 1, tokens + image_tokens) for `joint_attention_kwargs={"attention_mask": …}`, or None where nothing
+        changes: no padding, or all of it is there.
+    """
+    seen = attention_mask.bool()
+    present = (~seen).sum(1)
+    wanted = (padded_tokens - seen.sum(1)).clamp(min=0)
+    if bool((present == wanted).logical_or(present == 0).all()):
+        return None
+    weight = (wanted / present.clamp(min=1)).log()[:, None].expand(seen.shape)
+    text = torch.where(seen, torch.zeros_like(weight), weight)
+    return torch.nn.functional.pad(text, (0, image_tokens))[:, None, None].to(dtype)

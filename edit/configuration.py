@@ -1,0 +1,157 @@
+"""The two scales of the editor: their values, and new components to train from."""
+
+import copy
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from edit.connector import EditConnector
+
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+PRESETS: dict[str, dict] = {
+    # About 13 M parameters beside the shipped model: 128x128 pixels, 16x16 latents, 64 noisy and 64 reference tokens.
+    "mini": {
+        "connector": {
+            "in_channels": 256,
+            "num_attention_heads": 4,
+            "attention_head_dim": 64,
+            "num_layers": 2,
+            "mlp_ratio": 2.0,
+            "pooled_projection_dim": 256,
+        },
+        # A double block has 2.4 M parameters, a single one 1 M, and both take the same time.
+        "transformer": {
+            "in_channels": 64,
+            "num_layers": 2,
+            "num_single_layers": 5,
+            "attention_head_dim": 64,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 256,
+            "pooled_projection_dim": 256,
+            "axes_dims_rope": (8, 28, 28),
+        },
+        "vae": {
+            "block_out_channels": (32, 64, 64, 64),
+            "layers_per_block": 1,
+            "latent_channels": 16,
+            "norm_num_groups": 8,
+            "sample_size": 128,
+        },
+        "pipeline": {
+            # Dropped are the shipped tokenizer's `<|im_start|>user` and the line's end; a picture takes 18 tokens.
+            "conditioning": {"prefix": "", "dropped_tokens": 3, "max_tokens": 128, "padded_tokens": 128},
+            "size_levels": [128],
+        },
+    },
+    # Step1X-Edit: 0.54 B and 11.9 B parameters, and the FLUX VAE.
+    "step1x-edit": {
+        "connector": {},
+        "transformer": {},
+        "vae": {
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 16,
+            "norm_num_groups": 32,
+            "sample_size": 1024,
+            "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+        },
+        "pipeline": {
+            # The prompt the weights were trained with is longer; `Conditioning.from_file` puts it in.
+            "conditioning": {
+                "prefix": "Describe in detail the picture that this change leads to. Change:",
+                "dropped_tokens": None,
+                "max_tokens": 640,
+                "padded_tokens": 640,
+            },
+            "size_levels": [512, 768, 1024],
+            # Guidance is held back while there is little but noise, as in the released sampler.
+            "damped_above": 0.93,
+        },
+    },
+}
+
+_VAE = {
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+}
+
+
+def build(preset: str, **overrides: dict) -> dict[str, nn.Module | FlowMatchEulerDiscreteScheduler]:
+    """New connector, transformer, VAE and scheduler; under `torch.device("meta")` nothing is allocated.
+
+    Args:
+        preset: `mini` or `step1x-edit`.
+        overrides: by component, the values to replace, like `connector={"in_channels": 512}`.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset named {preset!r}; there are {', '.join(PRESETS)}.")
+    values = copy.deepcopy(PRESETS[preset])
+    for component, change in overrides.items():
+        values[component] = {**values[component], **change}
+    connector, transformer = EditConnector(**values["connector"]), FluxTransformer2DModel(**values["transformer"])
+    initialise(connector, transformer)
+    return {
+        "connector": connector,
+        "transformer": transformer,
+        "vae": AutoencoderKL(**_vae_config(values["vae"])),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**_SCHEDULER),
+    }
+
+
+def released_vae_config(widths: tuple[int, ...], layers_per_block: int, latent_channels: int) -> dict:
+    """Of the FLUX VAE, with these sizes."""
+    sizes = {
+        "block_out_channels": widths, "layers_per_block": layers_per_block, "latent_channels": latent_channels
+    }  # fmt: skip
+    return _vae_config({**PRESETS["step1x-edit"]["vae"], **sizes})
+
+
+def _vae_config(values: dict) -> dict:
+    levels = len(values["block_out_channels"])
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels
+    }  # fmt: skip
+    return {**_VAE, **blocks, **values}
+
+
+def mini_editor(vlm: PreTrainedModel, **overrides: dict) -> dict[str, nn.Module | FlowMatchEulerDiscreteScheduler]:
+    """The mini preset's components for a vision-language model of any width, ready to be trained from nothing."""
+    width = vlm.config.get_text_config().hidden_size
+    connector = {"in_channels": width, **overrides.pop("connector", {})}
+    return build("mini", connector=connector, **overrides)
+
+
+@torch.no_grad()
+def initialise(connector: EditConnector, transformer: FluxTransformer2DModel) -> None:
+    """Weights to train from nothing (DiT, arXiv 2212.09748, section 3.2): every block starts as the identity and the
+    prediction as zero, so that no block disturbs the others before it has learnt something."""
+    for module in (*connector.modules(), *transformer.modules()):
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for part in (connector.token_refiner, transformer):
+        # Wide weights here would make neighbouring noise levels look like strangers.
+        for layer in part.time_text_embed.timestep_embedder.children():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+    for block in transformer.transformer_blocks:
+        nn.init.zeros_(block.norm1.linear.weight)
+        nn.init.zeros_(block.norm1_context.linear.weight)
+    for block in transformer.single_transformer_blocks:
+        nn.init.zeros_(block.norm.linear.weight)
+    nn.init.zeros_(transformer.norm_out.linear.weight)
+    nn.init.zeros_(transformer.proj_out.weight)
+    # The refiner's gates do start open: a constant text stream would tell the first blocks nothing.

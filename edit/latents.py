@@ -1,0 +1,89 @@
+"""Pictures to latent tokens and back: sizes, packing, positions, and the scale in which latents are noised."""
+
+import math
+
+import torch
+from diffusers import AutoencoderKL
+
+# Latents go in 2x2 squares, one token each.
+PACKING = 2
+
+
+def target_size(width: int, height: int, level: int, multiple: int) -> tuple[int, int]:
+    """(width, height) in which a picture of this size is edited: about level² pixels, its aspect kept.
+
+    Both sides are multiples of `multiple`, rounded down, at least one.
+    """
+    longer = math.ceil(math.sqrt(level * level * max(width, height) / min(width, height)))
+    shorter = math.ceil(longer * min(width, height) / max(width, height))
+    sides = [max(multiple, side // multiple * multiple) for side in (longer, shorter)]
+    return (sides[0], sides[1]) if width > height else (sides[1], sides[0])
+
+
+def vae_scale(vae: AutoencoderKL) -> int:
+    """Pixels a side of one latent."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, height, width) to (batch, height / 2 * width / 2, channels * 4), row by row."""
+    batch, channels, height, width = latents.shape
+    squares = latents.unflatten(2, (height // PACKING, PACKING)).unflatten(4, (width // PACKING, PACKING))
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PACKING**2)
+
+
+def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What `pack` took apart; `height` and `width` are those of the latents."""
+    squares = tokens.unflatten(1, (height // PACKING, width // PACKING)).unflatten(3, (-1, PACKING, PACKING))
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
+
+
+def position_ids(height: int, width: int, index: int = 0, device: torch.device | str | None = None) -> torch.Tensor:
+    """(height / 2 * width / 2, 3): `index`, row and column of every token of latents that large."""
+    rows = torch.arange(height // PACKING, device=device)
+    columns = torch.arange(width // PACKING, device=device)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
+    return torch.cat([torch.full_like(grid[:, :1], index), grid], 1).float()
+
+
+def image_ids(height: int, width: int, reference_index: int = 0, device=None) -> torch.Tensor:
+    """(tokens, 3), the noisy tokens' positions and then the reference's.
+
+    `reference_index` is the first position of the reference: 0 in Step1X-Edit, where both halves share theirs, and 1
+    from version 1.1 on.
+    """
+    noisy = position_ids(height, width, 0, device)
+    return torch.cat([noisy, position_ids(height, width, reference_index, device)])
+
+
+def normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the VAE's encoder gives them, (batch, channels, height, width), to the scale they are noised in."""
+    mean, scale = _statistics(vae, latents)
+    return (latents - mean) * scale
+
+
+def denormalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """The way back, ready for the VAE's decoder."""
+    mean, scale = _statistics(vae, latents)
+    return latents / scale + mean
+
+
+def _statistics(vae: AutoencoderKL, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is subtracted and multiplied: the config's per-channel latents_mean and latents_std where it has them,
+    then its shift_factor and scaling_factor, as in the FLUX VAE."""
+    config = vae.config
+    mean = torch.zeros(1, 1, 1, 1) if config.latents_mean is None else torch.tensor(config.latents_mean)[:, None, None]
+    std = torch.ones(1, 1, 1, 1) if config.latents_std is None else torch.tensor(config.latents_std)[:, None, None]
+    scale = (config.scaling_factor or 1.0) / std
+    shift = (config.shift_factor or 0.0) * std
+    return (mean + shift).to(latents), scale.to(latents)
+
+
+def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """(batch, 3, height, width) in -1 to 1 to normalised latents, the most likely ones."""
+    return normalise(vae, vae.encode(pixels.to(vae.dtype)).latent_dist.mode())
+
+
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Normalised latents to (batch, 3, height, width) in about -1 to 1."""
+    return vae.decode(denormalise(vae, latents.to(vae.dtype)), return_dict=False)[0]
