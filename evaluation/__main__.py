@@ -1,0 +1,254 @@
+"""Benchmarks from the command line, over the local model or any OpenAI-compatible server.
+
+`python -m evaluation list | run | report | compare | merge`.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from evaluation import tables
+from evaluation.benchmark import Benchmark, BenchmarkError
+from evaluation.benchmarks import BENCHMARKS, benchmark_named
+from evaluation.comparison import compare
+from evaluation.options import Run
+from evaluation.run_folder import check_free
+from evaluation.runner import Selection, open_folder, run_questions, select, settings_of, weights_digest
+from evaluation.runs import Answer, RunError, read_run, read_runs, write_run
+from evaluation.summary import summarize
+from pacore.backends import Backend, BackendError
+from pacore.coordination import Plan, PlanError
+from pacore.journal import JournalError
+from vlm.sampling import SamplingError
+
+
+@dataclass
+class List:
+    """List the benchmarks: their splits, where their data comes from, and where a copy of it may be put."""
+
+    json: bool = False
+    """End with one JSON line."""
+
+
+@dataclass
+class Report:
+    """Show the figures of a run, also while it is at work, or of all its shards together."""
+
+    runs: Annotated[tyro.conf.Positional[list[Path]], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
+    """The run's folder, or those of its shards."""
+    markdown: bool = False
+    """Markdown in place of tables."""
+    json: bool = False
+    """End with one JSON line."""
+
+
+@dataclass
+class Compare:
+    """Compare two runs on the questions that both answered: a paired test, and the questions that changed."""
+
+    before: tyro.conf.Positional[Path]
+    """A run's folder; of a run in shards, what `merge` wrote."""
+    after: tyro.conf.Positional[Path]
+    """Another one."""
+    markdown: bool = False
+    """Markdown in place of tables."""
+    json: bool = False
+    """End with one JSON line."""
+
+
+@dataclass
+class Merge:
+    """Put the shards of a run together into one folder."""
+
+    out: tyro.conf.Positional[Path]
+    """A folder that is not there yet."""
+    runs: Annotated[tyro.conf.Positional[list[Path]], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
+    """The shards' folders."""
+
+
+Command = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
+)
+
+
+def list_benchmarks(options: List) -> int:
+    fields = ("name", "title", "version", "splits", "source", "layout")
+    listed = [{key: getattr(benchmark_named(name), key) for key in fields} for name in sorted(BENCHMARKS)]
+    rows = [tuple(", ".join(v) if isinstance(v, tuple) else v for v in row.values()) for row in listed]
+    columns = ("name", "title", "version", "splits", "hub id", "in a folder")
+    tables.show([tables.Section("Benchmarks", columns, rows, "left")], [], markdown=False)
+    if options.json:
+        print(json.dumps(listed))
+    return 0
+
+
+async def run(options: Run) -> int:
+    """Returns 1 where answers failed, else 0."""
+    benchmark = benchmark_named(options.benchmark)
+    split = options.split or benchmark.splits[0]
+    plan, room = options.how.plan_for(options.samples), options.room
+    questions = benchmark.load(options.data, split, _template(options.prompt_file))
+    selection = select(questions, options.limit, options.shard_of)
+    if options.source.base_url is None:  # a model takes its time to load
+        check_free(options.folder(split, options.source.model or "mini"), options.resume)
+    backend = await options.source.open()
+    try:
+        failed = await _run(options, benchmark, split, selection, plan, backend, room)
+    finally:
+        await backend.close()
+    return 1 if failed else 0
+
+
+async def _run(
+    options: Run, benchmark: Benchmark, split: str, selection: Selection, plan: Plan, backend: Backend, room: int
+) -> int:
+    """Returns how many answers failed."""
+    settings = settings_of(
+        benchmark, split, selection, plan, model=backend.name, weights=_weights(options),
+        template=_template(options.prompt_file), samples=options.samples, limit=options.limit,
+        pictures=not options.no_pictures, shard=options.shard_of,
+    )  # fmt: skip
+    folder = open_folder(options.folder(split, backend.name), settings, selection, options.source.base_url,
+                         options.resume)  # fmt: skip
+    finished = None
+    try:
+        with _Bar(folder.answered.values(), _wanted(selection, options)) as bar:
+            await run_questions(backend, benchmark, selection, plan, folder, room, bar.take)
+        finished = time.time()
+    finally:
+        folder.close(finished)
+    summary = summarize(read_run(folder.path), benchmark)
+    tables.show(*tables.of_summary(summary), markdown=False)
+    print(f"The run is in {folder.path}")
+    if options.json:
+        print(json.dumps(summary))
+    return summary["failed"]["count"]
+
+
+def _template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"the prompt file {str(path)!r} cannot be read ({error}); give a text file.") from None
+
+
+def _weights(options: Run) -> str | None:
+    if options.source.base_url is not None:
+        return None
+    from vlm.answering import locate
+
+    return weights_digest(locate(options.source.model or "mini"))
+
+
+def _wanted(selection: Selection, options: Run) -> int:
+    given = [q for _, q in selection.places if not (options.no_pictures and q.has_pictures)]
+    return len(given) * options.samples
+
+
+class _Bar:
+    """Shows how far the run is; failures as they come."""
+
+    def __init__(self, answered, wanted: int):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn(), TextColumn("{task.fields[status]}"))  # fmt: skip
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._scores = [answer.score for answer in answered]
+        self._failed = 0
+        self._task = self._progress.add_task("answers", total=wanted, completed=len(self._scores), status="")
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def take(self, answer: Answer) -> None:
+        if answer.error:
+            self._failed += 1
+            self._progress.console.print(f"[red]{escape(answer.id)}: {escape(answer.error)}[/]")
+        else:
+            self._scores.append(answer.score)
+        status = f"score {sum(self._scores) / len(self._scores):.1%}" if self._scores else ""
+        status += f" [red]{self._failed} failed[/]" if self._failed else ""
+        self._progress.update(self._task, advance=1, status=status)
+
+
+def report(options: Report) -> int:
+    summarized = read_runs(_folders(options.runs))
+    summary = summarize(summarized, benchmark_named(summarized.settings.benchmark))
+    tables.show(*tables.of_summary(summary), markdown=options.markdown)
+    if options.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def compare_runs(options: Compare) -> int:
+    compared = compare(read_run(options.before), read_run(options.after))
+    tables.show(*tables.of_comparison(compared), markdown=options.markdown)
+    if options.json:
+        print(json.dumps(compared))
+    return 0
+
+
+def merge(options: Merge) -> int:
+    merged = read_runs(_folders(options.runs))
+    write_run(merged, options.out)
+    print(f"{len(merged.questions)} questions and {len(merged.answers)} answers are in {options.out}")
+    return 0
+
+
+def _folders(folders: list[Path]) -> list[Path]:
+    if not folders:
+        raise RunError("no run is named; give its folder.")
+    return folders
+
+
+def main() -> int:
+    """Runs the command line; 0, 1 where answers of a run failed, 2 with one line where the request is wrong."""
+    options = tyro.cli(
+        Command, prog="python -m evaluation", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    try:
+        match options:
+            case Run():
+                return asyncio.run(run(options))
+            case List():
+                return list_benchmarks(options)
+            case Report():
+                return report(options)
+            case Compare():
+                return compare_runs(options)
+            case Merge():
+                return merge(options)
+    except (RunError, BenchmarkError, BackendError, PlanError, SamplingError, JournalError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

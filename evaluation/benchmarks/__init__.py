@@ -1,0 +1,17 @@
+"""The benchmarks by name. Each is a module of this folder with a `BENCHMARK`, loaded when it is asked for."""
+
+from importlib import import_module
+
+from evaluation.benchmark import Benchmark, BenchmarkError
+
+BENCHMARKS = {
+    "aime2025": "evaluation.benchmarks.aime2025",
+    "world": "evaluation.benchmarks.world",
+}
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """Raises BenchmarkError, which lists the names there are."""
+    if name not in BENCHMARKS:
+        raise BenchmarkError(f"there is no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}.")
+    return import_module(BENCHMARKS[name]).BENCHMARK
