@@ -56,3 +56,12 @@ def make_pipeline(seed: int = 0, context: int = 512, **options) -> EditPipeline:
 
 def draws(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def edited(pipeline: EditPipeline, picture, prompt: str | None = "make it red", seed: int = 0, **call) -> torch.Tensor:
+    """(3, height, width) in 0 to 1, in the size the picture is edited in."""
+    return pipeline(picture, prompt, generator=draws(seed), **{"output_type": "pt", **call}).images[0]
+
+
+def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(one, other, atol=tolerance, rtol=0)

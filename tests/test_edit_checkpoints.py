@@ -1,14 +1,24 @@
 """Released weights: golden numbers, names both ways, sizes from shapes, LoRA files, and clear refusals."""
 
 import pickle
+import re
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from small_editor import draws, make_parts, make_pipeline
 from small_vlm import noise
 
-from edit.checkpoints import CheckpointError, load_released, lora_to_ours, lora_to_released, save_released
+from edit.checkpoints import (
+    CheckpointError,
+    load_released,
+    load_released_vae,
+    lora_to_ours,
+    lora_to_released,
+    save_released,
+)
+from edit.configuration import released_vae_config
 from edit.flow import skip_reference_output, velocity
 from edit.pipeline import EditPipeline
 from edit.released_names import OURS, flat, our_layers, released_layers, unflat
@@ -129,6 +139,46 @@ def test_files_that_are_not_there(tmp_path, released):
         (tmp_path / f"{name}.safetensors").write_bytes(released.read_bytes())
     with pytest.raises(CheckpointError, match="several checkpoints, give one file"):
         load_released(tmp_path)
+
+
+def in_flux_names(vae) -> dict[str, torch.Tensor]:
+    """A VAE's weights as the file beside the released checkpoint has them."""
+    levels, weights = len(vae.config.block_out_channels), {}
+    attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    for name, value in vae.state_dict().items():
+        name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
+        name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+        name = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
+        name = re.sub(r"(up\.\d)\.resnets", r"\1.block", name).replace("upsamplers.0", "upsample")
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+        name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+        for ours, theirs in attention.items():
+            if f"mid_block.attentions.0.{ours}." in name:
+                name = name.replace(f"mid_block.attentions.0.{ours}", f"mid.attn_1.{theirs}")
+                value = value[:, :, None, None] if value.ndim == 2 else value
+        weights[name] = value.contiguous()
+    return weights
+
+
+def test_the_released_vae(tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**released_vae_config((32, 64, 64), 2, 8)).eval()
+    save_file(in_flux_names(vae), tmp_path / "vae.safetensors")
+    read = load_released_vae(tmp_path / "vae.safetensors")
+    assert (read.config.scaling_factor, read.config.shift_factor) == (0.3611, 0.1159)
+    assert read.state_dict().keys() == vae.state_dict().keys()
+    assert all(torch.equal(value, vae.state_dict()[name]) for name, value in read.state_dict().items())
+
+
+def test_a_file_that_is_no_vae(tmp_path, released):
+    with pytest.raises(CheckpointError, match="is no FLUX VAE"):
+        load_released_vae(released)
+    vae = AutoencoderKL(**released_vae_config((32, 64), 1, 4))
+    weights = in_flux_names(vae)
+    del weights["decoder.mid.attn_1.q.weight"]
+    save_file(weights, tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match=r"attentions\.0\.to_q\.weight is missing"):
+        load_released_vae(tmp_path / "vae.safetensors")
 
 
 def released_lora(transformer, rank: int = 3, alpha: float = 1.5) -> dict[str, torch.Tensor]:
