@@ -138,15 +138,21 @@ def edit(options: Edit) -> None:
             callback_on_step_end=show,
         )
     if thought.plan:
-        console.print(f"plan: {thought.plan}", markup=False)
+        console.print(f"plan: {_brief(thought.plan)}", markup=False)
     for attempt in thought.attempts:
         if attempt.scores:
             pairs = zip(attempt.seeds, attempt.scores, strict=True)
             console.print("scores: " + ", ".join(f"seed {seed} {score:g}" for seed, score in pairs))
         if attempt.verdict:
-            console.print(f"{attempt.verdict.decision}: {attempt.verdict.words}", markup=False)
+            console.print(f"{attempt.verdict.decision}: {_brief(attempt.verdict.words)}", markup=False)
     thought.image.save(options.out)
     print(options.out)
+
+
+def _brief(words: str) -> str:
+    """On one line."""
+    line = " ".join(words.split())
+    return line if len(line) <= 160 else line[:157] + "…"
 
 
 def in_parallel(pipeline: EditPipeline, rollouts: int) -> Ask:

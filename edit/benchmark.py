@@ -179,7 +179,7 @@ def show_speed(speed: Speed, model: str, as_json: bool) -> None:
     """Prints a table, and where asked one JSON line after it."""
     table = Table(title=f"One edit of {speed.steps} steps, {model}, CPU, {torch.get_num_threads()} threads")
     for column in ("", "seconds", "speed", "difference of a pixel, 0 to 1"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left")
     seconds = {name: f"{value:.2f}" for name, value in speed.seconds.items()}
     largest, mean = f"{speed.exact_difference:.1e} at most", f"{speed.cached_loss:.1e} on average"
     table.add_row("reference algorithm", seconds["reference"], "1.00x", "")

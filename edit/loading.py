@@ -45,7 +45,7 @@ def load_editor(model: str = "mini", dtype: torch.dtype | None = None) -> EditPi
     cuda = torch.cuda.is_available()
     try:
         pipeline = EditPipeline.from_pretrained(
-            folder, torch_dtype=dtype or (torch.bfloat16 if cuda else torch.float32), local_files_only=True
+            folder, dtype=dtype or (torch.bfloat16 if cuda else torch.float32), local_files_only=True
         )
     except ModelError:
         raise

@@ -123,7 +123,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         """As in diffusers; a model that was not saved with the pipeline is loaded from where its config says."""
         if "vision_language_model" not in kwargs and (where := cls.load_config(path).get("vision_language")):
             beside = Path(path) / where
-            dtype = kwargs.get("torch_dtype") or kwargs.get("dtype")
+            dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
             model, processor = load(
                 str(beside.resolve()) if beside.is_dir() else where,
                 dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,

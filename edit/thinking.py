@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
+from edit.conditioning import ConditioningError
 from edit.inputs import EditError, Judge
 from edit.pipeline import EditPipeline
 from vlm.pictures import open_picture
@@ -63,9 +64,15 @@ class Attempt:
 
 @dataclass
 class Thought:
-    """The picture that stands in the end, and how it came about; `plan` is empty where none was asked for."""
+    """The picture that stands in the end, and how it came about.
+
+    Attributes:
+        told: the painter: the instruction, and after it as much of the plan as fits.
+        plan: empty where none was asked for.
+    """
 
     image: Image.Image
+    told: str
     plan: str = ""
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -148,15 +155,17 @@ def think_and_edit(
             raise EditError(f"{name} is {value!r}; use a whole number from {least} to 64.")
     picture = open_picture(picture)
     ask = ask or own_model(pipeline)
-    thought = Thought(picture, plan(ask, picture, instruction, questions) if planning else "")
-    told = instruction + questions.then + thought.plan if thought.plan else instruction
+    thought = Thought(picture, instruction)
+    if planning:
+        thought.plan = plan(ask, picture, instruction, questions)
+        thought.told = _with_plan(pipeline, picture, instruction, thought.plan, questions)
     if seeds > 1 and judge is None:
         judge = judge_by(ask, questions)
     for attempt in range(max(1, reflections)):
         own = tuple(range(seed + attempt * seeds, seed + (attempt + 1) * seeds))
         made = pipeline(
             picture,
-            told,
+            thought.told,
             num_images_per_prompt=seeds,
             generator=[torch.Generator().manual_seed(one) for one in own],
             # Candidates are judged by what was asked, not by what was planned.
@@ -175,6 +184,21 @@ def think_and_edit(
         if verdict.decision == "roll back":
             break
     return thought
+
+
+def _with_plan(
+    pipeline: EditPipeline, picture: Image.Image, instruction: str, planned: str, questions: Questions
+) -> str:
+    """Instruction and plan, the plan's end cut off where the painter cannot read all of it."""
+    while planned:
+        told = instruction + questions.then + planned
+        try:
+            pipeline.encode_prompt([picture], [told])
+        except ConditioningError:
+            planned = planned[: len(planned) * 3 // 4]
+        else:
+            return told
+    return instruction
 
 
 def _about(pictures: list[Image.Image], question: str) -> list[dict]:

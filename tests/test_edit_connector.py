@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from small_editor import make_parts
@@ -32,16 +32,16 @@ def test_golden(shared, golden):
 CONNECTOR = make_parts()["connector"]
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(0, 6), st.floats(0, 1))
 @torch.no_grad()
 def test_what_stands_in_the_padding_changes_nothing(tokens, padding, level):
-    connector = CONNECTOR
     hidden = torch.randn(1, tokens, 48, generator=torch.Generator().manual_seed(tokens))
     level = torch.tensor([level])
-    text, pooled = connector(hidden, level)
+    text, pooled = CONNECTOR(hidden, level)
     junk = torch.cat([hidden, torch.full((1, padding, 48), 3.0)], 1)
     mask = torch.tensor([[1] * tokens + [0] * padding])
-    padded, padded_pooled = connector(junk, level, mask)
+    padded, padded_pooled = CONNECTOR(junk, level, mask)
     torch.testing.assert_close(padded[:, :tokens], text, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(padded_pooled, pooled, atol=1e-5, rtol=1e-4)
     if padding:

@@ -1,0 +1,124 @@
+"""Sizes, packing, positions, latents and the schedule."""
+
+import math
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from small_editor import close, make_parts
+from small_vlm import make_model
+
+from edit.conditioning import attention_bias, pad
+from edit.configuration import mini_editor
+from edit.flow import (
+    flow_shift,
+    noised,
+    set_schedule,
+    shifted,
+    skip_reference_output,
+    velocity,
+)
+from edit.latents import denormalise, image_ids, normalise, pack, position_ids, target_size, unpack
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([512, 768, 1024, 128]), st.sampled_from([4, 16, 32]))
+def test_size_levels_keep_area_and_aspect(width, height, level, multiple):
+    made = target_size(width, height, level, multiple)
+    assert all(side % multiple == 0 and side > 0 for side in made)
+    ideal = [level * math.sqrt(width / height), level * math.sqrt(height / width)]
+    for side, exact in zip(made, ideal, strict=True):
+        # Rounded down to the multiple, from a side that was rounded up.
+        assert max(exact - multiple, 0) < side <= max(exact + 2, multiple)
+
+
+@pytest.mark.parametrize(
+    ("picture", "level", "expected"),
+    [
+        ((512, 512), 512, (512, 512)),
+        ((1920, 1080), 1024, (1360, 768)),
+        ((1080, 1920), 1024, (768, 1360)),
+        ((300, 200), 512, (624, 416)),
+    ],
+)
+def test_size_levels_by_hand(picture, level, expected):
+    assert target_size(*picture, level, 16) == expected
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
+def test_packing_is_lossless_and_row_by_row(batch, channels, rows, columns):
+    latents = torch.arange(batch * channels * rows * columns * 4.0).reshape(batch, channels, rows * 2, columns * 2)
+    tokens = pack(latents)
+    assert tokens.shape == (batch, rows * columns, channels * 4)
+    assert torch.equal(unpack(tokens, rows * 2, columns * 2), latents)
+    for number, (_, row, column) in enumerate(position_ids(rows * 2, columns * 2).int().tolist()):
+        square = latents[:, :, row * 2 : row * 2 + 2, column * 2 : column * 2 + 2]
+        assert torch.equal(tokens[:, number], square.flatten(1))
+
+
+def test_the_reference_has_the_positions_of_the_noisy_half():
+    ids = image_ids(4, 6)
+    assert torch.equal(ids[:6], ids[6:])
+    later = image_ids(4, 6, reference_index=1)
+    assert later[:6, 0].eq(0).all()
+    assert later[6:, 0].eq(1).all()
+    assert torch.equal(later[:, 1:], ids[:, 1:])
+
+
+def test_latents_are_normalised_by_the_config():
+    vae = make_parts()["vae"]
+    raw = torch.randn(2, 4, 6, 6)
+    close(normalise(vae, raw), (raw - 0.1) * 0.5)
+    mean, std = [1.0, 2.0, 3.0, 4.0], [0.5, 1.0, 2.0, 4.0]
+    vae.register_to_config(latents_mean=mean, latents_std=std, shift_factor=0.0, scaling_factor=1.0)
+    close(normalise(vae, raw), (raw - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+    close(denormalise(vae, normalise(vae, raw)), raw)
+
+
+@given(st.integers(1, 8192), st.integers(1, 60))
+def test_the_schedule_is_the_stated_formula(tokens, steps):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+    assert flow_shift(scheduler, tokens) == pytest.approx(mu)
+    timesteps = set_schedule(scheduler, steps, tokens)
+    for number, timestep in enumerate(timesteps.tolist()):
+        level = 1 - number / steps
+        assert timestep == pytest.approx(1000 * math.exp(mu) / (math.exp(mu) + 1 / level - 1), rel=1e-4)
+    assert scheduler.sigmas[-1] == 0
+    close(shifted(torch.linspace(1, 1 / steps, steps), mu) * 1000, timesteps, 0.1)
+
+
+@pytest.mark.parametrize(("strength", "left"), [(1.0, 10), (0.5, 5), (0.21, 2), (0.01, 1)])
+def test_strength_leaves_out_the_noisiest_steps(strength, left):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    whole = set_schedule(scheduler, 10, 256)
+    part = set_schedule(scheduler, 10, 256, strength)
+    assert torch.equal(part, whole[-left:])
+
+
+def test_the_mini_editor_fits_its_budget():
+    """28 MB in bfloat16, and its first prediction is nothing."""
+    parts = mini_editor(make_model())
+    models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+    assert sum(p.numel() for part in models for p in part.parameters()) * 2 < 28e6
+    assert isinstance(parts["vae"], AutoencoderKL)
+    text, pooled = parts["connector"](torch.randn(1, 5, 48), torch.tensor([0.5]))
+    tokens = torch.randn(1, 64, 64)
+    predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, image_ids(16, 16))
+    assert not predicted.any()
+
+
+def test_a_training_step_reaches_every_weight():
+    parts = make_parts()
+    skip_reference_output(parts["transformer"])
+    hidden, mask = pad([torch.randn(5, 48), torch.randn(3, 48)], 9)
+    level, clean, drawn = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 16), torch.randn(2, 16, 16)
+    text, pooled = parts["connector"](hidden, level, mask)
+    bias = attention_bias(mask, 32, 9)
+    predicted = velocity(
+        parts["transformer"], noised(clean, drawn, level), clean, level, text, pooled, image_ids(8, 8), bias
+    )
+    (predicted - (drawn - clean)).square().mean().backward()
+    for part in ("connector", "transformer"):
+        assert [name for name, p in parts[part].named_parameters() if p.grad is None or not p.grad.any()] == []
