@@ -123,7 +123,7 @@ def _ten(tmp_path: Path) -> str:
 
 
 def test_ten_pictures_are_learnt(run, tmp_path):
-    recipe = _recipe(tmp_path, edit={"edits": _ten(tmp_path), "vae": str(run / "vae" / "model"), "steps": 60,
+    recipe = _recipe(tmp_path, edit={"edits": _ten(tmp_path), "vae": str(run / "vae" / "model"), "steps": 40,
                                      "dropout": 0, "batch_size": 20, "optimizer": {"learning_rate": 4e-3}})  # fmt: skip
     run_stage(recipe, "edit", tmp_path, workers=0)
     losses = _losses(tmp_path / "edit")
