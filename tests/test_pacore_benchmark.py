@@ -98,6 +98,22 @@ def test_pictures_are_encoded_ahead_of_the_calls_but_not_all_at_once(monkeypatch
     assert 3 <= before <= 4 and len(encoded) == 8
 
 
+def test_many_calls_at_once_share_several_pools_of_connections(monkeypatch):
+    monkeypatch.setattr(openai_backend, "POOL", 2)
+
+    async def go(url):
+        backend = openai_backend.OpenAIBackend(url, "m", concurrency=6)
+        for _ in range(2):  # the second time in the pools that are there
+            await asyncio.gather(*(backend.complete(_question(0), Sampling(seed=seed)) for seed in range(9)))
+        pools, left = len(backend._clients), sum(backend._calls)
+        await backend.close()
+        return pools, left
+
+    with DelayedServer(Delays(0.2, 0.01)) as server:
+        assert asyncio.run(go(server.url)) == (3, 0)
+        assert server.log()[0] == 18
+
+
 def test_bench_ends_with_one_json_line():
     """At a scale that shows that it works, not how fast: 96 and three times 51 calls of about 0.1 s."""
     arguments = ["bench", "--json", "--questions", "6", "--slow-questions", "3", "--median", "0.1"]
