@@ -1,7 +1,6 @@
 """The command line of the model that repaints: `python -m edit PICTURE "INSTRUCTION" -o OUT.png`, and `bench`."""
 
 import asyncio
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from edit.thinking import Ask, think_and_edit
 from pacore import BackendError, PacoreError, Plan, PlanError, Sampling, solve
 from pacore.local_backend import LocalBackend
 from vlm.answering import ModelError, load
+from vlm.commands import exit_code
 from vlm.pictures import PictureError, open_picture
 from vlm.rollout import Rollout
 
@@ -213,17 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         args=arguments[benching:],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    try:
-        benchmark(options) if benching else edit(options)
-    except REFUSALS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return exit_code(lambda: benchmark(options) if benching else edit(options), REFUSALS)
 
 
 if __name__ == "__main__":

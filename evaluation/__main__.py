@@ -5,10 +5,8 @@
 
 import asyncio
 import json
-import os
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +28,7 @@ from evaluation.summary import summarize
 from pacore.backends import Backend, BackendError
 from pacore.coordination import Plan, PlanError
 from pacore.journal import JournalError
+from vlm.commands import exit_code
 from vlm.sampling import SamplingError
 
 
@@ -221,12 +220,17 @@ def _folders(folders: list[Path]) -> list[Path]:
     return folders
 
 
+# Everything whose message is one line for the person who asked.
+REFUSALS = (RunError, BenchmarkError, BackendError, PlanError, SamplingError, JournalError)
+
+
 def main() -> int:
     """Runs the command line; 0, 1 where answers of a run failed, 2 with one line where the request is wrong."""
     options = tyro.cli(
         Command, prog="python -m evaluation", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    try:
+
+    def work() -> int:
         match options:
             case Run():
                 return asyncio.run(run(options))
@@ -238,16 +242,8 @@ def main() -> int:
                 return compare_runs(options)
             case Merge():
                 return merge(options)
-    except (RunError, BenchmarkError, BackendError, PlanError, SamplingError, JournalError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+
+    return exit_code(work, REFUSALS, interrupted="interrupted; the same command with --resume goes on.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,7 @@ from pacore.batch import BatchError, read_answered, read_questions, run_batch
 from pacore.coordination import Event, Outcome, PacoreError, PlanError, solve
 from pacore.journal import Journal, JournalError
 from pacore.options import Rounds, Source
+from vlm.commands import exit_code
 from vlm.pictures import PictureError, open_picture
 from vlm.sampling import SamplingError
 
@@ -242,6 +242,10 @@ def bench(options: Bench) -> None:
     benchmark.bench(options.json, options.questions, options.slow_questions, options.median)
 
 
+# Everything whose message is one line for the person who asked.
+REFUSALS = (UsageError, BatchError, BackendError, PacoreError, PlanError, SamplingError, JournalError, PictureError)
+
+
 def main() -> int:
     """Runs the command line; 0, 1 where questions of a batch failed, 2 with one line where the request is wrong."""
     options = tyro.cli(
@@ -250,24 +254,15 @@ def main() -> int:
         description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    try:
+
+    def work() -> int | None:
         if isinstance(options, Batch):
             return 1 if asyncio.run(batch(options)) else 0
         if isinstance(options, Bench):
-            bench(options)
-            return 0
-        asyncio.run(ask(options) if isinstance(options, Ask) else serve(options))
-    except (UsageError, BatchError, BackendError, PacoreError, PlanError, SamplingError, JournalError,
-            PictureError) as error:  # fmt: skip
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+            return bench(options)
+        return asyncio.run(ask(options) if isinstance(options, Ask) else serve(options))
+
+    return exit_code(work, REFUSALS)
 
 
 if __name__ == "__main__":

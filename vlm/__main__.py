@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from vlm.answering import ModelError, load, locate, read_config, stream_answer
 from vlm.benchmark import bench
+from vlm.commands import exit_code
 from vlm.configuration import PRESETS, Step3VLConfig
 from vlm.describing import describe
 from vlm.pictures import PictureError, open_picture
@@ -121,6 +122,15 @@ def describe_model(options: Describe) -> None:
     Console().print(describe(options.model, config))
 
 
+def measure(options: Bench) -> None:
+    """Prints the rollout engine's speed. Raises UsageError."""
+    if options.repeats < 1:
+        raise UsageError(f"repeats is {options.repeats}; it must be at least 1.")
+    if options.vllm_python and not shutil.which(options.vllm_python):
+        raise UsageError(f"there is no program {options.vllm_python!r}; give the python that vLLM is installed for.")
+    bench(options.json, options.repeats, options.vllm_python)
+
+
 def main() -> int:
     """Runs the command line; 0, or 2 with one line on the standard error where something is wrong with the request."""
     logging.disable_progress_bar()
@@ -128,28 +138,8 @@ def main() -> int:
     options = tyro.cli(
         Ask | Describe | Bench, prog="python -m vlm", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    try:
-        if isinstance(options, Ask):
-            ask(options)
-        elif isinstance(options, Bench):
-            if options.repeats < 1:
-                raise UsageError(f"repeats is {options.repeats}; it must be at least 1.")
-            if options.vllm_python and not shutil.which(options.vllm_python):
-                raise UsageError(
-                    f"there is no program {options.vllm_python!r}; give the python that vLLM is installed for."
-                )
-            bench(options.json, options.repeats, options.vllm_python)
-        else:
-            describe_model(options)
-    except (PictureError, ModelError, UsageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    works = {Ask: ask, Describe: describe_model, Bench: measure}
+    return exit_code(lambda: works[type(options)](options), (PictureError, ModelError, UsageError))
 
 
 if __name__ == "__main__":
