@@ -28,6 +28,7 @@ from pacore.messages import (
     tail,
     with_messages,
 )
+from pacore.outcome import Event, Outcome, PacoreError, Trajectory
 from pacore.plan import BUDGETS, Budget, Plan, PlanError, parse_rounds
 from pacore.views import with_views
 from vlm.pictures import PictureError
@@ -38,73 +39,6 @@ __all__ = ["BUDGETS", "Budget", "Event", "Outcome", "PacoreError", "Plan", "Plan
 
 # Where a model says nothing about its completion's length, the context guard leaves it this share of the context.
 COMPLETION_SHARE = 0.5
-
-
-class PacoreError(RuntimeError):
-    """No answer could be had: a round under its quorum, or a backend that answers nobody. One line."""
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One of a round.
-
-    Attributes:
-        round, index: from 0; the final round is the last.
-        completion: None where it failed or was cancelled.
-        message: what it passes on.
-        error: why it failed, "" where it did not.
-        fatal: every other call would fail in the same way.
-        compaction: the call that wrote a `summary`, else None.
-    """
-
-    round: int
-    index: int
-    seed: int
-    completion: Completion | None
-    message: str = ""
-    error: str = ""
-    fatal: bool = False
-    cancelled: bool = False
-    compaction: Completion | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The answer and what it took.
-
-    Attributes:
-        rounds: every trajectory, failed and cancelled ones too; the final round last, if the budget allowed it.
-        prompt_tokens, completion_tokens: over all trajectories: the test-time compute.
-        seconds: on the clock.
-        notes: what was trimmed, cancelled, lost or cut short, each in a line.
-    """
-
-    answer: Completion
-    rounds: tuple[tuple[Trajectory, ...], ...]
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    failures: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened.
-
-    Attributes:
-        kind: `round` (one of `width` begins), `start` (of a trajectory), `trajectory` (one ended), `text` (a piece of
-            the final round's, in its `channel`, reasoning or text) or `outcome`.
-    """
-
-    kind: str
-    round: int = 0
-    index: int = 0
-    width: int = 0
-    piece: str = ""
-    channel: str = ""
-    trajectory: Trajectory | None = None
-    outcome: Outcome | None = None
 
 
 async def solve(
@@ -259,8 +193,8 @@ class _Run:
                 tasks[asyncio.create_task(self._trajectory(round, index, prompt, digest, final))] = index
                 self.tell(Event("start", round, index))
 
-        start(width if adaptive is None else adaptive.start)
         try:
+            start(width if adaptive is None else adaptive.start)
             while pending := {task for task, index in tasks.items() if index not in ended}:
                 done, _ = await asyncio.wait(pending, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=tasks.get):
