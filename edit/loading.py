@@ -1,12 +1,11 @@
 """A saved editor by folder, for the command line, the server and the app."""
 
-import os
 from pathlib import Path
 
 import torch
 
 from edit.pipeline import EditPipeline
-from vlm.answering import CHECKPOINTS_VARIABLE, ModelError
+from vlm.answering import ModelError, checkpoints
 
 # The shipped editor, beside the shipped model.
 EDITOR = Path("mini") / "editor"
@@ -19,12 +18,11 @@ def locate_editor(model: str = "mini") -> Path:
         ModelError: there is no such folder, or no editor in it.
     """
     if model == "mini":
-        home = os.environ.get(CHECKPOINTS_VARIABLE) or Path(__file__).resolve().parent.parent / "checkpoints"
-        folder = Path(home) / EDITOR
+        folder = checkpoints() / EDITOR
         if not folder.is_dir():
             raise ModelError(
-                f"the mini editor is not at {folder}; train it with `python -m training all --recipe mini`, or give "
-                f"the folder of another with --model."
+                f"the mini editor is not at {folder}; none is shipped yet: train one with a recipe that has the stages "
+                f"`vae` and `edit`, as mini-smoke has, and name its folder with --model."
             )
     else:
         folder = Path(model).expanduser()

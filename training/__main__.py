@@ -62,7 +62,7 @@ class Report:
     edits: bool = False
     """Judge edits instead of answers."""
     model: str | None = None
-    """mini, a folder, or a hub id; of an editor with --edits, where the default is the shipped one."""
+    """mini (the default), a folder, or a hub id; with --edits, mini or the folder of an editor."""
     samples: int = 200
     """Questions, or edits, a family and split."""
     splits: tuple[str, ...] = ("test", "held_out", "hard")
@@ -182,7 +182,7 @@ def run(command) -> None:
         case Report(edits=True):
             from training.edit_report import edit_report, print_edit_report
 
-            summary = edit_report(command.model or "checkpoints/mini/editor", command.samples, command.splits,
+            summary = edit_report(command.model or "mini", command.samples, command.splits,
                                   command.steps, command.guidance, command.batch_size, command.out)  # fmt: skip
             print_edit_report(summary, as_json=command.json)
         case Report():

@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from edit import EditPipeline
+from edit.loading import load_editor
 from training.edit_sheet import results_sheet
 from training.intervals import mean_of, wilson
 from training.vae import psnr, reconstruct, to_pictures, to_pixels
@@ -34,7 +35,7 @@ def edit_report(
     """Edits `samples` pictures a family and split (seeds from 0) and scores the results.
 
     Args:
-        editor: a folder or hub id that `EditPipeline.from_pretrained` reads.
+        editor: `mini` or a folder, see `edit.loading.locate_editor`.
         steps, guidance: of sampling; the editor's own by default.
         out: a folder for `edits.png` (input, output, truth) and `edits.jsonl`, a row an edit.
 
@@ -46,12 +47,13 @@ def edit_report(
 
     Raises:
         ValueError: nothing asked for, or an unknown split.
+        ModelError: there is no such editor.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples is {samples} and batch_size {batch_size}; both must be at least 1.")
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise ValueError(f"no split named {unknown[0]!r}; there are {', '.join(SPLITS)}.")
-    pipeline = EditPipeline.from_pretrained(editor)
+    pipeline = load_editor(editor)
     pipeline.set_progress_bar_config(disable=True)
     size = max(pipeline.config.size_levels)
     started, rows, shown = time.perf_counter(), [], []

@@ -68,6 +68,11 @@ def load(model: str, dtype: torch.dtype | None = None) -> tuple[Step3VLForCondit
     return network.eval(), processor
 
 
+def checkpoints() -> Path:
+    """The folder of what is shipped."""
+    return Path(os.environ.get(CHECKPOINTS_VARIABLE) or Path(__file__).resolve().parent.parent / "checkpoints")
+
+
 def locate(model: str, weights: bool = True) -> Path:
     """The folder that `model` (see `load`) stands for; a hub id is downloaded, or found in the cache of downloads.
 
@@ -78,8 +83,7 @@ def locate(model: str, weights: bool = True) -> Path:
         ModelError: no such folder or repository, no connection, or no config (or weights) in it.
     """
     if model == "mini":
-        home = os.environ.get(CHECKPOINTS_VARIABLE) or Path(__file__).resolve().parent.parent / "checkpoints"
-        folder = Path(home) / "mini"
+        folder = checkpoints() / "mini"
         if not folder.is_dir():
             raise ModelError(
                 f"the mini model is not at {folder}; train it with `python -m training all --recipe mini`, or set "
