@@ -80,10 +80,13 @@ def draw_sample(
     nuisance = rendering.draw_nuisance(rng, split)
     picture: Image.Image | None = None
     transcription, prompt, reasoning = scene.transcription(), question.prompt, question.steps
+    # Seeing, and judging what is seen, are one pass over the picture. A twin goes over it too where there is something to
+    # judge; not for boxes, which are all it is told.
+    noted = scene.transcription(question.notes) if question.notes else transcription
+    if task == "question" and (modality == "picture" or (question.notes and name != "grounding")):
+        reasoning = noted + ("\n" + question.steps if question.steps else "")
     if modality == "picture":
         picture = chosen.render(scene, rng, nuisance)
-        if task == "question":
-            reasoning = transcription + ("\n" + question.steps if question.steps else "")
     else:
         prompt = f"Picture:\n{_in_words(scene, name, task, rng)}\n{question.prompt}"
     return Sample(
@@ -163,10 +166,13 @@ def _as_choice(question: Question, rng: random.Random) -> Question:
     rng.shuffle(options)
     letter = "ABCD"[options.index(question.answer)]
     listed = "\n".join(f"{name}) {option}" for name, option in zip("ABCD", options, strict=True))
-    steps = (question.steps + "\n" if question.steps else "") + f"{question.answer} is {letter}"
+    # One option after another, up to the one that says the same: a comparison a step, and never a search.
+    tried = ", ".join(f"{name} {option}" for name, option in zip("ABCD", options[: options.index(question.answer) + 1]))
+    steps = (question.steps + "\n" if question.steps else "") + f"{question.answer}: {tried}"
     prompt = f"{question.prompt}\n{listed}\n" + rng.choice(("Answer with the letter.", "Choose one letter."))
     evidence = f"{question.evidence}. {question.answer} is {letter}"
-    return Question(prompt, steps, evidence, letter, {"kind": "choice", "truth": letter, "options": options})
+    verifier = {"kind": "choice", "truth": letter, "options": options}
+    return Question(prompt, steps, evidence, letter, verifier, question.notes)
 
 
 def _rivals(question: Question, rng: random.Random) -> list[str] | None:

@@ -22,6 +22,8 @@ class Question:
     Attributes:
         prompt: what the user asks.
         steps: the written reasoning after the transcription, one step a line; may be empty.
+        notes: what the transcription says behind each of the scene's things with this question in mind; empty where it
+            says nothing.
         evidence: what was seen, item by item, in brief.
         answer: the canonical answer.
         verifier: `{"kind", "truth", ...}`, as `training.verifiers.Verifier` reads it.
@@ -32,6 +34,7 @@ class Question:
     evidence: str
     answer: str
     verifier: dict
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Sample:
 
     Attributes:
         picture: RGB, or None for a text-only twin, whose prompt holds the transcription in words.
-        transcription: the dense reading of the picture; the first part of the reasoning.
+        transcription: the dense reading of the picture; with the question's notes, the first part of the reasoning.
         difficulty: 0 to 1, from the number of things in the scene and the nuisance.
     """
 
