@@ -27,7 +27,7 @@ def parse_rounds(value: str | Sequence[int]) -> tuple[int, ...]:
         if value in BUDGETS:
             return BUDGETS[value]
         try:
-            widths = tuple(int(part) for part in value.split(","))
+            widths = tuple(int(part) for part in value.strip().removeprefix("[").removesuffix("]").split(","))
         except ValueError:
             raise PlanError(
                 f"rounds are {value!r}; use one of {', '.join(BUDGETS)}, or widths such as '16' or '32,4'."

@@ -30,7 +30,7 @@ def run(backend, plan, conversation=QUESTION, **kwargs):
 
 @pytest.mark.parametrize(
     ("value", "rounds"), [("single", ()), ("low", (4,)), ("medium", (16,)), ("high", (32, 4)), ("16,4", (16, 4)),
-                          ([8], (8,)), ((2, 2, 2), (2, 2, 2)), (" 5 ", (5,))],
+                          ([8], (8,)), ((2, 2, 2), (2, 2, 2)), (" 5 ", (5,)), ("[16, 4]", (16, 4))],
 )  # fmt: skip
 def test_rounds_by_name_or_width(value, rounds):
     assert parse_rounds(value) == rounds
