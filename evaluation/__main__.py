@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from evaluation import tables
+from evaluation import page, tables
 from evaluation.benchmark import Benchmark, BenchmarkError
 from evaluation.benchmarks import BENCHMARKS, benchmark_named
 from evaluation.comparison import compare
 from evaluation.options import Run
+from evaluation.report import read_report
 from evaluation.run_folder import check_free
 from evaluation.runner import Selection, open_folder, run_questions, select, settings_of, weights_digest
 from evaluation.runs import Answer, RunError, read_run, read_runs, write_run
@@ -42,10 +43,12 @@ class List:
 
 @dataclass
 class Report:
-    """Show the figures of a run, also while it is at work, or of all its shards together."""
+    """Show the figures of a run, also while it is at work, or of several runs of one benchmark beside each other."""
 
     runs: Annotated[tyro.conf.Positional[list[Path]], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
-    """The run's folder, or those of its shards."""
+    """The runs' folders; shards of one run are put together, and other runs are compared with the first."""
+    html: Path | None = None
+    """Write one page with every question, answer and verdict, which needs no network and no other file."""
     markdown: bool = False
     """Markdown in place of tables."""
     json: bool = False
@@ -191,11 +194,17 @@ class _Bar:
 
 
 def report(options: Report) -> int:
-    summarized = read_runs(_folders(options.runs))
-    summary = summarize(summarized, benchmark_named(summarized.settings.benchmark))
-    tables.show(*tables.of_summary(summary), markdown=options.markdown)
+    if options.html is not None:
+        page.check_out(options.html)
+    made = read_report(_folders(options.runs))
+    if options.html is not None:
+        with Console(stderr=True).status("making the page"):
+            page.write_page(made, options.html)
+    tables.show(*made.tables(), markdown=options.markdown)
+    if options.html is not None:
+        print(f"The page is {options.html}")
     if options.json:
-        print(json.dumps(summary))
+        print(json.dumps(made.as_json()))
     return 0
 
 
