@@ -5,7 +5,6 @@
 
 import asyncio
 import os
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,26 +200,20 @@ async def batch(options: Batch) -> int:
 
 
 async def serve(options: Serve) -> None:
-    import uvicorn
-
-    from pacore.server import STOP_SECONDS, create_app
+    from pacore.server import create_app
+    from vlm.serving import serve as serve_app
 
     plan = options.how.plan()
     key = os.environ.get(options.key_variable) or None
     journal = Journal(options.journal) if options.journal else None
     backend = await options.source.open()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is open is closed, as at Ctrl-C
     try:
         app = create_app(
             backend, plan=plan, api_key=key, allow_http_pictures=options.http_pictures, journal=journal
         )  # fmt: skip
-        config = uvicorn.Config(
-            app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
-        )
-        server = uvicorn.Server(config)
         where = f"http://{options.host}:{options.port}/v1"
         print(f"{backend.name} at {where}" + ("" if key else f", open to all: no {options.key_variable}"), flush=True)
-        await server.serve()
+        await serve_app(app, options.host, options.port)
     finally:
         try:
             await backend.close()

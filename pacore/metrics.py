@@ -16,14 +16,13 @@ class Metrics:
         trajectories: by outcome: finished, failed, cancelled.
         tokens: of finished trajectories, by kind: prompt, completion.
         in_flight: requests that are worked on or wait.
-        waiting: of those, the ones whose turn has not come.
     """
 
     def __init__(self):
         self.requests = Counter({"200": 0})
         self.trajectories = Counter(finished=0, failed=0, cancelled=0)
         self.tokens = Counter(prompt=0, completion=0)
-        self.in_flight = self.waiting = 0
+        self.in_flight = 0
         self._within = [0] * len(SECONDS)
         self._seconds, self._count = 0.0, 0
 
@@ -34,8 +33,8 @@ class Metrics:
         for number, bound in enumerate(SECONDS):
             self._within[number] += seconds <= bound
 
-    def text(self) -> str:
-        """Everything in the text format, version 0.0.4."""
+    def text(self, waiting: int) -> str:
+        """Everything in the text format, version 0.0.4; `waiting` are the requests whose turn has not come."""
         lines = []
 
         def add(name: str, kind: str, about: str, samples: dict[str, float]) -> None:
@@ -52,7 +51,7 @@ class Metrics:
             by("status", self.requests),
         )
         add("requests_in_flight", "gauge", "Chat completions worked on or waiting.", {"": self.in_flight})
-        add("requests_waiting", "gauge", "Chat completions that wait for their turn.", {"": self.waiting})
+        add("requests_waiting", "gauge", "Chat completions that wait for their turn.", {"": waiting})
         add("trajectories_total", "counter", "Trajectories by outcome.", by("outcome", self.trajectories))
         add("tokens_total", "counter", "Tokens of finished trajectories.", by("kind", self.tokens))
         buckets = {f'_bucket{{le="{bound:g}"}}': count for bound, count in zip(SECONDS, self._within, strict=True)}

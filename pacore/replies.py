@@ -1,6 +1,5 @@
 """What a client of the OpenAI protocol is sent: completions, chunks, and the progress between them."""
 
-import json
 import time
 import uuid
 
@@ -107,8 +106,3 @@ def _brief(text: str) -> str:
     """A message on one line; of a long one its end, where its conclusion stands."""
     text = " ".join(text.split())
     return text if len(text) <= BRIEF else f"…{text[-BRIEF:]}"
-
-
-def event_line(value: dict | str) -> bytes:
-    """One event of a stream. In ASCII, since a model's pieces may end in the middle of a surrogate pair."""
-    return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()

@@ -1,21 +1,15 @@
 """What a client of the OpenAI protocol sends: read, checked, and turned into a conversation and a plan."""
 
-import asyncio
-import json
-import re
-import reprlib
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Annotated, Any, Literal
 
-from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pacore.agreement import Adaptive
 from pacore.backends import Backend
 from pacore.coordination import BUDGETS, Budget, Plan, PlanError, parse_rounds
-
-BODY_SECONDS = 60.0  # for a whole body; one that trickles in must not hold its place for ever
+from vlm.receiving import RequestError, first_error, json_object, refuse_unsupported, shown
 
 
 @dataclass(frozen=True)
@@ -49,31 +43,6 @@ class Limits:
             least = 0 if name == "queue" else 1
             if value is not None and value < least:
                 raise ValueError(f"the limit {name} is {value}; give {least} or more.")
-
-
-class RequestError(Exception):
-    """A request that is refused or failed, as the protocol says it: a status and an error object.
-
-    Attributes:
-        param: the field that is wrong, as `messages[0].content`; None where it is not one.
-        code: a word for programs; None where the status says enough.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        status: int = 400,
-        headers: dict[str, str] | None = None,
-    ):
-        super().__init__(message)
-        self.message, self.param, self.code, self.status, self.headers = message, param, code, status, headers
-
-    def body(self) -> dict:
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 @dataclass(frozen=True)
@@ -207,48 +176,14 @@ _REFUSED = {
 }
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, counted while it arrives, since a chunked one declares no length.
-
-    Raises:
-        RequestError: not JSON by its type, more than `limit` bytes, or slower than `BODY_SECONDS`.
-        starlette.requests.ClientDisconnect: the client went away.
-    """
-    # Browsers let any page post other types to any server; this one they ask about first.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        message = f"the content type is {kind[:60]!r}; send the header 'Content-Type: application/json'."
-        raise RequestError(message, status=415)
-    message = f"the request has more than {limit:,} bytes; send smaller or fewer pictures."
-    too_large = RequestError(message, code="request_too_large", status=413)
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared[:20]) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError as error:
-        message = f"the request's body was not complete after {BODY_SECONDS:g} s; send it again."
-        raise RequestError(message, status=408) from error
-    return bytes(body)
-
-
 def parse(body: bytes, backend: Backend, plan: Plan, limits: Limits) -> Chat:
     """The request in `body`; what it leaves open is taken from `plan`. Raises RequestError."""
-    values = _json_object(body)
-    for name, harmless in _REFUSED.items():
-        value = values.get(name)
-        if value is not None and value not in harmless:
-            expected = f"; leave it out or send {json.dumps(harmless[0])}" if harmless else "; leave it out"
-            raise RequestError(f"{name} is {shown(value)}, which is not supported{expected}.", name, "unsupported")
+    values = json_object(body)
+    refuse_unsupported(values, _REFUSED)
     try:
         fields = _Body.model_validate(values)
     except ValidationError as error:
-        raise _first_error(error, values) from error
+        raise first_error(error, values) from error
     last = fields.messages[-1].role
     if last != "user":
         raise RequestError(f"the last message is the {last}'s; end with the user's question.", "messages")
@@ -259,53 +194,6 @@ def parse(body: bytes, backend: Backend, plan: Plan, limits: Limits) -> Chat:
         stream=bool(fields.stream),
         include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
     )
-
-
-def _json_object(body: bytes) -> dict:
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        text = body.decode()
-        values = json.loads(text, parse_constant=refuse)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair fails here, not in a later step
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).partition(";")[0].split())[:100]
-        message = f"the body is not JSON in UTF-8 ({reason}); send a JSON object."
-        raise RequestError(message, code="invalid_json") from error
-    if not isinstance(values, dict):
-        raise RequestError(f"the body is {shown(values)}; send a JSON object.", code="invalid_json")
-    return values
-
-
-def _first_error(error: ValidationError, values: dict) -> RequestError:
-    """Pydantic's first complaint in the protocol's words."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where, value, message = "", values, first["msg"]
-    for step in first["loc"]:
-        known = isinstance(step, int) if isinstance(value, list) else isinstance(value, dict) and step in value
-        if known:
-            where += f"[{step}]" if isinstance(step, int) else f".{step}" if where else step
-            value = value[step]
-        # What is not there is pydantic's own name for a branch, nothing the client wrote, unless it is what is missing.
-    if first["type"] == "missing":
-        where += f".{first['loc'][-1]}" if where else first["loc"][-1]
-    message = re.sub(r" or instance of \w+", "", message[:1].lower() + message[1:])
-    if first["type"] != "missing":
-        message += f" (it is {shown(first['input'])})"
-    return RequestError(f"{where}: {message}.", where)
-
-
-# In full, a hostile value would take as long to write down as to read.
-_SHORT = reprlib.Repr()
-_SHORT.maxstring, _SHORT.maxlevel, _SHORT.fillvalue = 80, 3, "…"
-
-
-def shown(value: Any) -> str:
-    """The value as a message shows it: on one line, its beginning and its end."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 80 else f"{text[:50]}…{text[-20:]}"
 
 
 def _messages(messages: list[_Message], limits: Limits) -> list[dict]:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from endpoint import QUESTION, Scripted, app_of, ask, call, events, joined, metric, refusal
 
-import pacore.server
+import vlm.serving
 from pacore.agreement import Adaptive
 from pacore.backends import BackendError, Completion
 from pacore.coordination import Event, Outcome, PacoreError, Plan, Trajectory
@@ -157,7 +157,7 @@ def test_half_a_surrogate_pair_of_a_model_breaks_nothing():
 
 
 def test_a_silent_stream_is_kept_open(monkeypatch):
-    monkeypatch.setattr(pacore.server, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(vlm.serving, "KEEP_ALIVE_SECONDS", 0.02)
 
     async def solve(*args, **options):
         for _ in range(20):

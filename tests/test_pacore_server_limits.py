@@ -10,7 +10,7 @@ import httpx
 import pytest
 from endpoint import QUESTION, Scripted, app_of, ask, call, metric, refusal, until
 
-import pacore.server
+import vlm.serving
 from pacore.coordination import Plan
 from pacore.requests import Limits
 
@@ -35,7 +35,7 @@ def test_a_body_is_counted_while_it_arrives():
 
 
 def test_a_body_that_trickles_in_does_not_hold_its_place(monkeypatch):
-    monkeypatch.setattr("pacore.requests.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("vlm.receiving.BODY_SECONDS", 0.05)
 
     async def pieces():
         yield b"{"
@@ -66,7 +66,7 @@ def test_the_key_opens_everything_and_health_needs_none():
 
 def test_requests_a_minute_are_counted_by_client(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(pacore.server, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+    monkeypatch.setattr(vlm.serving, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
     app = app_of(limits=Limits(per_minute=2))
 
     def visit(address):
