@@ -6,6 +6,9 @@ from evaluation.benchmark import Benchmark, BenchmarkError
 
 BENCHMARKS = {
     "aime2025": "evaluation.benchmarks.aime2025",
+    "mmbench": "evaluation.benchmarks.mmbench",
+    "mmstar": "evaluation.benchmarks.mmstar",
+    "ocrbench": "evaluation.benchmarks.ocrbench",
     "world": "evaluation.benchmarks.world",
 }
 
