@@ -1,6 +1,7 @@
-"""The command line of the model that repaints: `python -m edit PICTURE "INSTRUCTION" -o OUT.png`, and `bench`."""
+"""The command line of the model that repaints: `python -m edit PICTURE "INSTRUCTION" -o OUT.png`, `serve`, `bench`."""
 
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from vlm.rollout import Rollout
 class Edit:
     """Edit a picture: `python -m edit cat.png "Make the cat white." -o white.png`.
 
-    `python -m edit bench --help` is about its speed.
+    `python -m edit serve --help` is about an endpoint for it, `python -m edit bench --help` about its speed.
     """
 
     picture: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PICTURE")]
@@ -67,6 +68,20 @@ class Edit:
     """Trajectories a question to the model; above 1 they are drawn in parallel and put together."""
     lora: Path | None = None
     """A LoRA on top: a .safetensors file or a folder with one, in diffusers' or the released layout."""
+
+
+@dataclass
+class Serve:
+    """Serve the editor as an OpenAI-compatible endpoint, `POST /v1/images/edits`."""
+
+    model: str = "mini"
+    """mini, the editor shipped with the repository, or the folder of a saved one."""
+    host: str = "127.0.0.1"
+    """0.0.0.0 to be reached from other machines; then set a key."""
+    port: int = 8001
+    """Of the server."""
+    key_variable: str = "TRIPTYCH_API_KEY"
+    """The environment variable that holds the key clients must send; without it everybody is let in."""
 
 
 @dataclass
@@ -166,6 +181,21 @@ def in_parallel(pipeline: EditPipeline, rollouts: int) -> Ask:
     return ask
 
 
+def serve(options: Serve) -> None:
+    """Until Ctrl-C or SIGTERM. Raises ModelError."""
+    from edit.server import create_app
+    from vlm.serving import serve as serve_app
+
+    key = os.environ.get(options.key_variable) or None
+    pipeline = load_editor(options.model)
+    pipeline.set_progress_bar_config(disable=True)
+    name = "mini" if options.model == "mini" else locate_editor(options.model).resolve().name
+    app = create_app(pipeline, name, api_key=key)
+    where = f"http://{options.host}:{options.port}/v1"
+    print(f"{name} at {where}" + ("" if key else f", open to all: no {options.key_variable}"), flush=True)
+    asyncio.run(serve_app(app, options.host, options.port))
+
+
 def benchmark(options: Bench) -> None:
     """Prints the table. Raises ModelError or PictureError."""
     picture = open_picture(options.picture) if options.picture else Image.effect_noise((128, 128), 80)
@@ -198,6 +228,9 @@ def _random_editor() -> EditPipeline:
     return EditPipeline(**parts, vision_language_model=network, processor=processor, **PRESETS["mini"]["pipeline"])
 
 
+COMMANDS = {"serve": (Serve, serve), "bench": (Bench, benchmark)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; 0, or 2 with one line on the standard error where something is wrong with the request."""
     logging.disable_progress_bar()
@@ -206,14 +239,15 @@ def main(arguments: list[str] | None = None) -> int:
     diffusers_logging.set_verbosity_error()
     arguments = sys.argv[1:] if arguments is None else arguments
     # Editing is what this is for, so it needs no name.
-    benching = arguments[:1] == ["bench"]
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    kind, work = COMMANDS.get(name, (Edit, edit))
     options = tyro.cli(
-        Bench if benching else Edit,
-        prog="python -m edit bench" if benching else "python -m edit",
-        args=arguments[benching:],
+        kind,
+        prog=f"python -m edit {name}".rstrip(),
+        args=arguments[bool(name) :],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return exit_code(lambda: benchmark(options) if benching else edit(options), REFUSALS)
+    return exit_code(lambda: work(options), REFUSALS)
 
 
 if __name__ == "__main__":

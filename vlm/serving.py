@@ -69,9 +69,10 @@ def model_list(names: Sequence[str], created: int) -> Response:
     return json_reply({"object": "list", "data": entries})
 
 
-def event_line(value: dict | str) -> bytes:
+def event_line(value: dict | str, kind: str | None = None) -> bytes:
     """One event of a stream. In ASCII, since a model's pieces may end in the middle of a surrogate pair."""
-    return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
+    head = "" if kind is None else f"event: {kind}\n"
+    return f"{head}data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
 
 
 async def followed(work: asyncio.Task, events: asyncio.Queue) -> AsyncIterator[Any]:
