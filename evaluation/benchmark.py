@@ -6,7 +6,7 @@ Every benchmark is one file of `evaluation/benchmarks/`; the runner, the report 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class BenchmarkError(ValueError):
@@ -41,23 +41,23 @@ class Verdict:
     """What a scorer says of one response.
 
     Attributes:
-        score: by the benchmark's official rule, in [0, 1].
+        score: by the benchmark's official rule, in [0, 1]; None where the answer is not published.
         parsed: the answer that the rule took from the response; "" where it found none.
         guessed: the official rule drew this answer at random.
-        strict: the score without guessing: 0 where `guessed`, else `score`.
+        strict: the score without guessing: 0 where a scored answer is `guessed`, else `score`.
         modern: what `math-verify` says of the same response, where it applies; reported beside, never instead.
         note: anything a reader of the sample should know (a named quirk, a judge's words), in a line.
     """
 
-    score: float
+    score: float | None
     parsed: str = ""
     guessed: bool = False
     modern: float | None = None
     note: str = ""
 
     @property
-    def strict(self) -> float:
-        return 0.0 if self.guessed else self.score
+    def strict(self) -> float | None:
+        return 0.0 if self.guessed and self.score is not None else self.score
 
 
 class Benchmark(Protocol):
@@ -96,5 +96,17 @@ class Benchmark(Protocol):
         ...
 
     def summarize(self, scored: Sequence[tuple[Question, Verdict]]) -> dict:
-        """The official figures of one response a question, under their official keys; plain JSON."""
+        """The official figures of one response a question, under their official keys; plain JSON.
+
+        Only of what has a score.
+        """
+        ...
+
+
+@runtime_checkable
+class JudgedElsewhere(Protocol):
+    """What a benchmark has besides, if it has a split whose answers are known to its own server alone."""
+
+    def submission(self, answered: Sequence[tuple[Question, str]]) -> dict:
+        """The file that the server takes, of one response a question; plain JSON."""
         ...

@@ -2,7 +2,7 @@
 
 from evaluation.runs import Answer, Run, RunError, texts_of
 from evaluation.statistics import paired
-from evaluation.summary import answered, how, majority_of, mean_of, rounded, rounded_pair, tokens_of
+from evaluation.summary import answered, how, judged, majority_of, mean_of, rounded, rounded_pair, tokens_of
 
 
 def compare(before: Run, after: Run) -> dict:
@@ -18,10 +18,10 @@ def compare(before: Run, after: Run) -> dict:
         a, b = getattr(before.settings, name), getattr(after.settings, name)
         if a != b:
             raise RunError(f"the runs have different questions: {name} is {a!r} before and {b!r} after.")
-    had = [answered(run) for run in (before, after)]
+    had = [judged(answered(run)) for run in (before, after)]
     common = [id for id in had[0] if id in had[1]]
     if not common:
-        raise RunError("the runs have no question in common that both have an answer to.")
+        raise RunError("the runs have no question in common that both have a score of.")
     notes = []
     if before.settings.version != after.settings.version:
         notes.append("the benchmark's loader, prompt or scorer has changed between the runs")

@@ -134,9 +134,9 @@ class Answer:
     Attributes:
         sample: from 0.
         at: when it was recorded, in seconds since 1970.
-        error: why there is no answer; then `score` is None, and nothing else below counts.
+        error: why there is no answer; then nothing else below counts.
         finish: `stop`, or `length` where it was cut off.
-        score, parsed, guessed, modern, note: the `Verdict`.
+        score, parsed, guessed, modern, note: the `Verdict`; its score is None where the answer is not published.
         prompt_tokens, completion_tokens: of all its trajectories.
         seconds: what it was waited for: those of each round's slowest trajectory, added up; answers overlap in time.
         notes: what the coordination trimmed, cancelled or lost, each in a line.
@@ -164,7 +164,7 @@ class Answer:
     @property
     def verdict(self) -> Verdict:
         """Raises ValueError for a failed answer, which was not judged."""
-        if self.score is None:
+        if self.error:
             raise ValueError(f"{self.id}, sample {self.sample}, has failed: {self.error}")
         return Verdict(self.score, self.parsed, self.guessed, self.modern, self.note)
 

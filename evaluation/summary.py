@@ -19,17 +19,20 @@ def summarize(run: Run, benchmark: Benchmark) -> dict:
     """Everything a report says in figures.
 
     `score` is of the questions with an answer, and `score_failed_as_0` counts failed answers as wrong; questions that
-    the run has not come to, and withheld ones, are in neither. `strict` counts guesses of the official rule as wrong.
-    `official` holds the benchmark's own figures, of every answered question's first answer.
+    the run has not come to, and withheld ones, are in neither; nor are those whose answers are not published, which
+    `unjudged` counts. `strict` counts guesses of the official rule as wrong. `official` holds the benchmark's own
+    figures, of every judged question's first answer.
     """
     questions = {asked.id: asked for asked in run.questions}
     answers = run.by_question()
     had = answered(run)
+    scored = judged(had)
     failed = {id: [a for a in rows if a.error] for id, rows in answers.items()}
     failed = {id: rows for id, rows in failed.items() if rows}
     withheld = [asked.id for asked in run.questions if not asked.given]
     every = all_of(had)
-    started = [rows for rows in answers.values() if rows]
+    # Whether a failed answer would have had a score is known where all others have one.
+    started = [rows for rows in answers.values() if rows and len(scored) == len(had)]
     settings, wanted = run.settings, len(answers) * run.settings.samples
     summary = {
         "benchmark": settings.benchmark,
@@ -45,19 +48,20 @@ def summarize(run: Run, benchmark: Benchmark) -> dict:
         "unanswered": wanted - sum(map(len, answers.values())),
         "failed": {"count": sum(map(len, failed.values())), "ids": list(failed)},
         "cut_off": sum(answer.finish == "length" for answer in every),
-        "score": figure([mean_of(rows) for rows in had.values()]),
+        "unjudged": len(had) - len(scored),
+        "score": figure([mean_of(rows) for rows in scored.values()]),
         "score_failed_as_0": figure([mean_of(rows, zero=True) for rows in started]),
         "guessed": sum(answer.guessed for answer in every),
-        "strict": figure([float(np.mean([a.verdict.strict for a in rows])) for rows in had.values()]),
+        "strict": figure([float(np.mean([a.verdict.strict for a in rows])) for rows in scored.values()]),
         "modern": figure([
             float(np.mean([a.modern for a in rows if a.modern is not None]))
-            for rows in had.values() if any(a.modern is not None for a in rows)
+            for rows in scored.values() if any(a.modern is not None for a in rows)
         ]),
-        "groups": _groups(run, had),
+        "groups": _groups(run, scored),
     }  # fmt: skip
     if settings.samples > 1:
-        summary |= _of_samples([rows for rows in had.values() if len(rows) == settings.samples], settings.samples)
-    firsts = [(questions[id].question, rows[0].verdict) for id, rows in had.items()]
+        summary |= _of_samples([rows for rows in scored.values() if len(rows) == settings.samples], settings.samples)
+    firsts = [(questions[id].question, rows[0].verdict) for id, rows in scored.items()]
     return summary | {
         "official": benchmark.summarize(firsts) if firsts else {},
         "tokens": tokens_of(had),
@@ -144,6 +148,11 @@ def answered(run: Run) -> dict[str, list[Answer]]:
     """By question, the answers that have not failed."""
     rows = {id: [a for a in answers if not a.error] for id, answers in run.by_question().items()}
     return {id: answers for id, answers in rows.items() if answers}
+
+
+def judged(had: dict[str, list[Answer]]) -> dict[str, list[Answer]]:
+    """Of these answers, those to questions whose own answers are published; a question's samples have scores or not."""
+    return {id: rows for id, rows in had.items() if rows[0].score is not None}
 
 
 def all_of(had: dict[str, list[Answer]]) -> list[Answer]:

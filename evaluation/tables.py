@@ -58,9 +58,9 @@ def of_summary(summary: dict) -> tuple[list[Section], list[str]]:
     """The tables of `evaluation.summary.summarize`, and what has to be said about them."""
     failed = summary["failed"]["count"]
     figures = [("score", summary["score"])]
-    if failed:
+    if failed and summary["score_failed_as_0"]:
         figures.append(("score, failed answers as 0", summary["score_failed_as_0"]))
-    if summary["guessed"]:
+    if summary["guessed"] and summary["strict"]:
         figures.append(("score without guesses", summary["strict"]))
     if summary["modern"]:
         figures.append(("math-verify's verdict", summary["modern"]))
@@ -98,6 +98,8 @@ def _notes(summary: dict, official: int) -> list[str]:
     shards, of = summary["settings"]["shards"], summary["settings"]["shard_count"]
     if len(shards) < of:
         notes.append(f"Not the whole: {len(shards)} of {of} shards, {', '.join(map(str, shards))}.")
+    if summary["unjudged"]:
+        notes.append(f"No score: the answers to {summary['unjudged']} questions are not published.")
     if summary["guessed"]:
         notes.append(f"The official rule guessed {summary['guessed']} answers.")
     if summary["cut_off"]:
