@@ -54,6 +54,7 @@ class Mmmu:
     def score(self, question: Question, response: str) -> Verdict:
         """See `Benchmark.score`; without a score where the answer is not published."""
         truth, accepted = question.truth, question.truth.get("answer")
+        accepted = [accepted] if isinstance(accepted, str) else accepted
         if truth["type"] == "multiple-choice":
             choice = mmmu_choice(response, truth["options"], Random(question.id))
             note = "the response names no option, so one was drawn at random" if choice.guessed else ""
@@ -112,29 +113,29 @@ def _question(row: dict, folder: Path, templates: Mapping, split: str) -> Questi
         said = text_of(row.get("question"))
         if not said or (kind == "multiple-choice" and not options):
             raise ValueError("it has no question or no options")
-        answers = _answers(text_of(row.get("answer")), kind, options, split)
+        answer = _answer(text_of(row.get("answer")), kind, options, split)
         pictures = pictures_of(row, folder)
     except (ValueError, OSError) as error:
         raise BenchmarkError(f"{str(folder)!r}, question {id!r}: {error}; it must hold {LAYOUT}.") from None
     listed = "\n".join(f"({letter}) {option}" for letter, option in options.items())
     content = interleaved(templates[kind](question=said, options=listed), pictures)
-    truth = {"type": kind} | ({"answer": answers} if answers is not None else {}) | {"options": options}
+    truth = {"type": kind} | ({"answer": answer} if answer is not None else {}) | {"options": options}
     return Question(id, [{"role": "user", "content": content}], truth, groups | {"question type": kind})
 
 
-def _answers(cell: str, kind: str, options: Mapping[str, str], split: str) -> list[str] | None:
-    """The accepted answers; None where they are not published, as "?" in `test`. Raises ValueError."""
+def _answer(cell: str, kind: str, options: Mapping[str, str], split: str) -> str | list[str] | None:
+    """The accepted answer, or several; None where they are not published, as "?" in `test`. Raises ValueError."""
     if cell in ("", "?") and split == "test":
         return None
     if kind == "multiple-choice":
         if cell not in options:
             raise ValueError(f"its answer is {cell!r}, none of its {len(options)} options' letters")
-        return [cell]
+        return cell
     # An open question that accepts several has them in a list, as Python writes it.
     answers = options_of(cell) if cell.startswith("[") and cell.endswith("]") else [cell]
     if not answers or not all(map(str.strip, answers)):
         raise ValueError("it has no answer")
-    return answers
+    return answers[0] if len(answers) == 1 else answers
 
 
 BENCHMARK = Mmmu()
