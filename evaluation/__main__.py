@@ -1,6 +1,6 @@
 """Benchmarks from the command line, over the local model or any OpenAI-compatible server.
 
-`python -m evaluation list | run | report | compare | merge`.
+`python -m evaluation list | run | report | compare | merge | submission`.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from evaluation.report import read_report
 from evaluation.run_folder import check_free
 from evaluation.runner import Selection, open_folder, run_questions, select, settings_of, weights_digest
 from evaluation.runs import Answer, RunError, read_run, read_runs, write_run
+from evaluation.submission import write_submission
 from evaluation.summary import summarize
 from pacore.backends import Backend, BackendError
 from pacore.coordination import Plan, PlanError
@@ -79,12 +80,23 @@ class Merge:
     """The shards' folders."""
 
 
+@dataclass
+class Submission:
+    """Write the file that the benchmark's own server takes, for a split whose answers are not published."""
+
+    folder: tyro.conf.Positional[Path]
+    """A finished run's folder; of a run in shards, what `merge` wrote."""
+    out: tyro.conf.Positional[Path]
+    """A JSON file that is not there yet."""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Submission, tyro.conf.subcommand("submission")]
 )
 
 
@@ -171,7 +183,7 @@ class _Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.fields[status]}"))  # fmt: skip
         self._progress = Progress(*columns, console=Console(stderr=True))
-        self._scores = [answer.score for answer in answered]
+        self._scores = [answer.score for answer in answered if answer.score is not None]
         self._failed = 0
         self._task = self._progress.add_task("answers", total=wanted, completed=len(self._scores), status="")
 
@@ -186,7 +198,7 @@ class _Bar:
         if answer.error:
             self._failed += 1
             self._progress.console.print(f"[red]{escape(answer.id)}: {escape(answer.error)}[/]")
-        else:
+        elif answer.score is not None:
             self._scores.append(answer.score)
         status = f"score {sum(self._scores) / len(self._scores):.1%}" if self._scores else ""
         status += f" [red]{self._failed} failed[/]" if self._failed else ""
@@ -223,6 +235,16 @@ def merge(options: Merge) -> int:
     return 0
 
 
+def submission(options: Submission) -> int:
+    """Returns 1 where questions of the run are not in the file, else 0."""
+    finished = read_run(options.folder)
+    written, missing = write_submission(finished, benchmark_named(finished.settings.benchmark), options.out)
+    print(f"{written} answers are in {options.out}")
+    if missing:
+        print(f"Not in it, for they have no answer: {len(missing)} questions, {', '.join(missing[: tables.IDS_SHOWN])}")
+    return 1 if missing else 0
+
+
 def _folders(folders: list[Path]) -> list[Path]:
     if not folders:
         raise RunError("no run is named; give its folder.")
@@ -251,6 +273,8 @@ def main() -> int:
                 return compare_runs(options)
             case Merge():
                 return merge(options)
+            case Submission():
+                return submission(options)
 
     return exit_code(work, REFUSALS, interrupted="interrupted; the same command with --resume goes on.")
 
