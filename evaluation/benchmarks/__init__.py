@@ -7,6 +7,8 @@ from evaluation.benchmark import Benchmark, BenchmarkError
 BENCHMARKS = {
     "aime2025": "evaluation.benchmarks.aime2025",
     "mmbench": "evaluation.benchmarks.mmbench",
+    "mmmu": "evaluation.benchmarks.mmmu",
+    "mmmu-pro": "evaluation.benchmarks.mmmu_pro",
     "mmstar": "evaluation.benchmarks.mmstar",
     "ocrbench": "evaluation.benchmarks.ocrbench",
     "world": "evaluation.benchmarks.world",
