@@ -37,9 +37,10 @@ def script(monkeypatch):
     from scripted_model import Script
 
     import app
+    from pacore import panel_answers
 
     script = Script()
     monkeypatch.setattr(app, "load", script.load)
-    monkeypatch.setattr(app, "stream_answer", script.stream)
-    monkeypatch.setattr(app, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(panel_answers, "stream_answer", script.stream)
+    monkeypatch.setattr(panel_answers, "REFRESH_SECONDS", 0.0)
     return script

@@ -5,14 +5,18 @@ import io
 import socket
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from PIL import Image, ImageDraw
 from scripted_backend import ScriptedBackend, failing
 from scripted_model import ANSWER, picture_file
 
 import app
-from pacore import Adaptive
+import pacore.panel as ask_panel
+import vlm.page as page_parts
+from pacore import Adaptive, Plan, panel_answers
 from training.world import draw_sample
+from vlm.pictures import open_picture
 
 HERE = SimpleNamespace(session_hash="here")
 
@@ -20,7 +24,7 @@ HERE = SimpleNamespace(session_hash="here")
 @pytest.fixture
 def panel(script, tmp_path, monkeypatch) -> app.AskPanel:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    return app.AskPanel(app.Models(), samples=[draw_sample(seed, family="count") for seed in range(2)])
+    return app.AskPanel(app.Models(), app.MINI, samples=[draw_sample(seed, family="count") for seed in range(2)])
 
 
 OFF = ("off", False, False, 100, 0)  # rounds, views, adaptive, quorum in percent, seed
@@ -70,7 +74,7 @@ def test_uploads_are_shown_as_the_model_sees_them(panel, tmp_path, kind):
         assert picture.mode == "RGB"
         assert picture.size == ((30, 40) if kind == "rotated" else (40, 30))
         assert (picture.getpixel((2, 2)) == (255, 255, 255)) == (kind == "sixteen")
-        assert picture.tobytes() == app.open_picture(path).tobytes()
+        assert picture.tobytes() == open_picture(path).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "huge"])
@@ -85,7 +89,7 @@ def test_a_bad_upload_is_one_line_and_the_earlier_picture_stays(panel, tmp_path,
     path.write_bytes(data)
     shown, kept, truth, notice = panel.take_picture(str(path), "earlier.png")
     assert shown == kept == "earlier.png"
-    assert truth == app.gr.skip()
+    assert truth == gr.skip()
     assert "bad.png" in line(notice) and str(tmp_path) not in line(notice) and "\n" not in line(notice)
 
 
@@ -93,18 +97,21 @@ def test_the_component_hands_over_the_file_unread(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("no picture at all")
     payload = SimpleNamespace(path=str(broken), url=None)
-    assert app.picture_input().preprocess(payload) == str(broken)
-    assert app.picture_input().preprocess(None) is None
+    assert page_parts.picture_input("picture", "A picture").preprocess(payload) == str(broken)
+    assert page_parts.picture_input("picture", "A picture").preprocess(None) is None
 
 
 def test_a_sketch_counts_once_something_is_drawn(panel):
     blank, drawn = Image.new("RGBA", (512, 512)), Image.new("RGBA", (512, 512))
     ImageDraw.Draw(drawn).ellipse((100, 100, 300, 300), fill="red")
-    composite = Image.alpha_composite(app.WHITE.convert("RGBA"), drawn)
-    assert app.drawn_picture(None) is None
-    assert app.drawn_picture({"background": app.WHITE, "layers": [], "composite": app.WHITE}) is None
-    assert app.drawn_picture({"background": app.WHITE, "layers": [blank], "composite": app.WHITE}) is None
-    path = app.drawn_picture({"background": app.WHITE, "layers": [drawn], "composite": composite})
+    composite = Image.alpha_composite(ask_panel.WHITE.convert("RGBA"), drawn)
+    assert page_parts.drawn_picture(None) is None
+    assert page_parts.drawn_picture({"background": ask_panel.WHITE, "layers": [], "composite": ask_panel.WHITE}) is None
+    assert (
+        page_parts.drawn_picture({"background": ask_panel.WHITE, "layers": [blank], "composite": ask_panel.WHITE})
+        is None
+    )
+    path = page_parts.drawn_picture({"background": ask_panel.WHITE, "layers": [drawn], "composite": composite})
     with Image.open(path) as picture:
         assert picture.getpixel((200, 200)) == (255, 0, 0) and picture.getpixel((5, 5)) == (255, 255, 255)
 
@@ -126,13 +133,13 @@ def test_an_answer_streams_with_its_reasoning_folded(panel, script, tmp_path):
     assert statuses[0] == "pending" and statuses == sorted(statuses, reverse=True)
     [[turn]] = script.asked
     assert [part["type"] for part in turn["content"]] == ["image", "text"]
-    assert turn["content"][0]["image"].tobytes() == app.open_picture(path).tobytes()
+    assert turn["content"][0]["image"].tobytes() == open_picture(path).tobytes()
     assert turn["content"][1]["text"] == "How many?"
 
 
 def test_the_sketch_is_asked_about_while_its_tab_is_open(panel, script, tmp_path):
     drawn = Image.new("RGBA", (512, 512), "green")
-    drawing = {"background": app.WHITE, "layers": [drawn], "composite": drawn}
+    drawing = {"background": ask_panel.WHITE, "layers": [drawn], "composite": drawn}
     ask(panel, str(picture_file(tmp_path)), drawing, drawing_chosen=True)
     assert script.asked[0][0]["content"][0]["image"].getpixel((9, 9)) == (0, 128, 0)
 
@@ -151,7 +158,7 @@ def test_a_question_that_cannot_be_asked_is_one_line(panel, script, tmp_path, ch
         changes = {**changes, "kept": str(picture_file(tmp_path))}
     before = [{"role": "user", "content": "earlier"}]
     [(answers, notice, tree)] = ask(panel, answers=before, **changes)
-    assert answers == before and words in line(notice) and tree == app.gr.skip() and not script.asked
+    assert answers == before and words in line(notice) and tree == gr.skip() and not script.asked
 
 
 def test_a_prompt_too_long_for_the_model_is_one_line(panel, script, tmp_path, monkeypatch):
@@ -159,7 +166,7 @@ def test_a_prompt_too_long_for_the_model_is_one_line(panel, script, tmp_path, mo
         raise ValueError("the prompt takes 9000 tokens; shorten it.")
         yield
 
-    monkeypatch.setattr(app, "stream_answer", too_long)
+    monkeypatch.setattr(panel_answers, "stream_answer", too_long)
     *_, (answers, notice, _) = ask(panel, str(picture_file(tmp_path)))
     assert answers == [] and "9000 tokens" in line(notice)
 
@@ -183,15 +190,15 @@ def test_stop_reaches_no_other_reader(panel):
 
 
 def test_reasoning_without_an_answer_says_so():
-    messages = app.answer_messages("1: -", "", finished=True)
+    messages = panel_answers.answer_messages("1: -", "", finished=True)
     assert messages[1]["content"].startswith("*No answer came")
 
 
 def test_growing_text_is_whole_at_the_end_and_not_sent_too_often():
-    shown = list(app.growing(iter("abcdef"), seconds=60))
+    shown = list(panel_answers.growing(iter("abcdef"), seconds=60))
     assert shown == ["abcdef"]
-    assert list(app.growing(iter("ab"), seconds=0))[-1] == "ab"
-    assert list(app.growing(iter(""), seconds=0)) == [""]
+    assert list(panel_answers.growing(iter("ab"), seconds=0))[-1] == "ab"
+    assert list(panel_answers.growing(iter(""), seconds=0)) == [""]
 
 
 def test_a_sample_brings_its_question_and_the_scenes_answer(panel):
@@ -211,9 +218,9 @@ def scripted(panel, monkeypatch):
 
     def put(say, delay=lambda call: 0.0) -> ScriptedBackend:
         backend = ScriptedBackend(say, delay)
-        monkeypatch.setattr(app, "Rollout", lambda model, processor: None)
-        monkeypatch.setattr(app, "LocalBackend", lambda engine, name: backend)
-        monkeypatch.setattr(app, "TREE_SECONDS", 0.01)
+        monkeypatch.setattr(ask_panel, "Rollout", lambda model, processor: None)
+        monkeypatch.setattr(ask_panel, "LocalBackend", lambda engine, name: backend)
+        monkeypatch.setattr(panel_answers, "TREE_SECONDS", 0.01)
         return backend
 
     return put
@@ -241,25 +248,25 @@ def test_one_answer_has_no_tree(panel, tmp_path):
 @pytest.mark.parametrize(
     ("parallel", "plan"),
     [
-        (("low", False, False, 100, 0), app.Plan((4,))),
-        ((" High ", False, False, 100, None), app.Plan((32, 4))),
-        (("16, 4", True, True, 75, 7), app.Plan((16, 4), quorum=0.75, adaptive=Adaptive(), views=True, seed=7)),
+        (("low", False, False, 100, 0), Plan((4,))),
+        ((" High ", False, False, 100, None), Plan((32, 4))),
+        (("16, 4", True, True, 75, 7), Plan((16, 4), quorum=0.75, adaptive=Adaptive(), views=True, seed=7)),
         (("", True, True, 75, 7), None),
         ((None, False, False, None, 0), None),
-        (("2", False, False, None, 0), app.Plan((2,))),
+        (("2", False, False, None, 0), Plan((2,))),
     ],
 )
 def test_choices_make_a_plan(parallel, plan):
-    assert app.parallel_plan(*parallel) == plan
+    assert ask_panel.parallel_plan(*parallel) == plan
 
 
-@pytest.mark.parametrize(("rounds", "quorum"), [("16,x", 100), ("0", 100), ("5000", 100), ("4,-1", 100), ("[8]", 100),
+@pytest.mark.parametrize(("rounds", "quorum"), [("16,x", 100), ("0", 100), ("5000", 100), ("4,-1", 100), ("[8", 100),
                                                 (",".join("1" * 17), 100), ("4", 0), ("4", 900)])  # fmt: skip
 def test_a_plan_that_cannot_be_is_one_line(panel, tmp_path, rounds, quorum):
     before = [{"role": "user", "content": "earlier"}]
     path = str(picture_file(tmp_path))
     [(answers, notice, tree)] = ask(panel, path, answers=before, parallel=(rounds, False, False, quorum, 0))
-    assert answers == before and " use " in line(notice) and "\n" not in line(notice) and tree == app.gr.skip()
+    assert answers == before and " use " in line(notice) and "\n" not in line(notice) and tree == gr.skip()
 
 
 def test_a_model_that_fails_is_one_line_above_what_there_was(panel, scripted, tmp_path):
@@ -267,12 +274,12 @@ def test_a_model_that_fails_is_one_line_above_what_there_was(panel, scripted, tm
     before = [{"role": "user", "content": "earlier"}]
     updates = ask(panel, str(picture_file(tmp_path)), answers=before, parallel=("3", *OFF[1:]))
     answers, notice, tree = updates[-1]
-    assert answers == before and "&lt;b&gt;no memory" in line(notice) and tree == app.gr.skip()
+    assert answers == before and "&lt;b&gt;no memory" in line(notice) and tree == gr.skip()
     assert "3 of 3 in" in updates[-2][2] and "failed: &lt;b&gt;no memory" in updates[-2][2]
 
 
 def test_a_run_that_failed_at_once_has_no_messages():
-    assert app.coordinated_messages([], app.Plan((3,)), over=True, stopped=False) == []
+    assert panel_answers.coordinated_messages([], Plan((3,)), over=True, stopped=False) == []
 
 
 def test_stop_cancels_every_trajectory_and_keeps_the_tree(panel, scripted, tmp_path):
@@ -321,7 +328,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_earlier_one(panel, name, words
 
 
 def test_a_notice_is_text_not_markup():
-    assert "<img" not in line(app.warn("<img src=x>"))
+    assert "<img" not in line(page_parts.warn("<img src=x>"))
 
 
 def test_an_unusable_port_is_one_line(script, monkeypatch):

@@ -14,6 +14,7 @@ from scripted_backend import ScriptedBackend, failing
 from scripted_model import REASONING, picture_file
 
 import app
+import pacore.panel as ask_panel
 from training.tokenizer import build_tokenizer
 from training.world import draw_sample
 from vlm import Step3VLConfig, Step3VLForConditionalGeneration, Step3VLProcessor
@@ -275,8 +276,8 @@ HOSTILE = (
 
 
 def put_backend(monkeypatch, backend: ScriptedBackend) -> None:
-    monkeypatch.setattr(app, "Rollout", lambda model, processor: None)
-    monkeypatch.setattr(app, "LocalBackend", lambda engine, name: backend)
+    monkeypatch.setattr(ask_panel, "Rollout", lambda model, processor: None)
+    monkeypatch.setattr(ask_panel, "LocalBackend", lambda engine, name: backend)
 
 
 @needs_chromium

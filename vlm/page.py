@@ -1,0 +1,50 @@
+"""What the demo's panels have in common: a picture input, a notice, pictures that the page may show. Needs Gradio."""
+
+import html
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
+
+from vlm.pictures import open_picture
+
+
+def picture_input(name: str, alt_text: str) -> gr.Image:
+    """A picture input that hands over the uploaded file's path, unread.
+
+    Gradio's own decoding would fail on a broken file before any handler runs; `open_picture` reads more kinds of file
+    and says in one line what is wrong with the others.
+
+    Args:
+        name: the component's, for style sheets and tests.
+    """
+    picture = gr.Image(
+        sources=["upload", "clipboard"], format="png", height=300, show_label=False, buttons=[], elem_id=name,
+        placeholder="Drop a picture here\nor click to choose one", alt_text=alt_text,
+    )  # fmt: skip
+    # On the instance, since Gradio writes a .pyi file beside the source of every subclass of its components.
+    picture.preprocess = lambda payload: payload.path if payload else None
+    return picture
+
+
+def warn(line: str) -> dict:
+    """An update that shows one line where the reader looks, for screen readers too."""
+    return gr.HTML(f'<p class="notice" role="alert">{html.escape(line)}</p>', visible=True)
+
+
+def quiet() -> dict:
+    """An update that takes an earlier line away."""
+    return gr.HTML("", visible=False)
+
+
+def cached(picture) -> str:
+    """Path of the PIL picture as a lossless file that the page may show."""
+    return save_pil_to_cache(picture, get_upload_folder(), name="picture", format="png")
+
+
+def drawn_picture(drawing: dict | None) -> str | None:
+    """Path of the sketch on white, or None while nothing is drawn."""
+    layers = drawing["layers"] if drawing else []
+    if all(layer.getbbox() is None for layer in layers):
+        return None
+    return cached(open_picture(drawing["composite"]))
