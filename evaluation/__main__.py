@@ -20,6 +20,7 @@ from evaluation import page, tables
 from evaluation.benchmark import Benchmark, BenchmarkError
 from evaluation.benchmarks import BENCHMARKS, benchmark_named
 from evaluation.comparison import compare
+from evaluation.judging import Judge, TakesJudge
 from evaluation.options import Run
 from evaluation.report import read_report
 from evaluation.run_folder import check_free
@@ -120,17 +121,23 @@ async def run(options: Run) -> int:
     selection = select(questions, options.limit, options.shard_of)
     if options.source.base_url is None:  # a model takes its time to load
         check_free(options.folder(split, options.source.model or "mini"), options.resume)
-    backend = await options.source.open()
+    judge = _judge(options, benchmark)
     try:
-        failed = await _run(options, benchmark, split, selection, plan, backend, room)
+        backend = await options.source.open()
+        try:
+            failed = await _run(options, benchmark, split, selection, plan, backend, judge, room)
+        finally:
+            await backend.close()
     finally:
-        await backend.close()
+        if judge is not None:
+            judge.close()
     return 1 if failed else 0
 
 
 async def _run(
-    options: Run, benchmark: Benchmark, split: str, selection: Selection, plan: Plan, backend: Backend, room: int
-) -> int:
+    options: Run, benchmark: Benchmark, split: str, selection: Selection, plan: Plan, backend: Backend,
+    judge: Judge | None, room: int,
+) -> int:  # fmt: skip
     """Returns how many answers failed."""
     settings = settings_of(
         benchmark, split, selection, plan, model=backend.name, weights=_weights(options),
@@ -141,6 +148,9 @@ async def _run(
                          options.resume)  # fmt: skip
     finished = None
     try:
+        if judge is not None:
+            judge.keep(folder.path / "judge")
+            benchmark = benchmark.judged_by(judge)
         with _Bar(folder.answered.values(), _wanted(selection, options)) as bar:
             await run_questions(backend, benchmark, selection, plan, folder, room, bar.take)
         finished = time.time()
@@ -152,6 +162,12 @@ async def _run(
     if options.json:
         print(json.dumps(summary))
     return summary["failed"]["count"]
+
+
+def _judge(options: Run, benchmark: Benchmark) -> Judge | None:
+    if options.judge.judge_url is not None and not isinstance(benchmark, TakesJudge):
+        raise RunError(f"{benchmark.name} is judged by rules alone; leave out --judge-url.")
+    return options.judge.open()
 
 
 def _template(path: Path | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from evaluation.judging import JudgeOptions
 from evaluation.runs import RunError
 from pacore.options import Rounds, Source
 from pacore.plan import Plan, parse_rounds
@@ -42,6 +43,7 @@ class Run:
     """A name of `python -m evaluation list`."""
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     how: tyro.conf.OmitArgPrefixes[Answering] = field(default_factory=Answering)
+    judge: tyro.conf.OmitArgPrefixes[JudgeOptions] = field(default_factory=JudgeOptions)
     split: str | None = None
     """Of the benchmark; by default its first one."""
     data: str | None = None
