@@ -199,9 +199,10 @@ class _Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.fields[status]}"))  # fmt: skip
         self._progress = Progress(*columns, console=Console(stderr=True))
-        self._scores = [answer.score for answer in answered if answer.score is not None]
+        done = list(answered)
+        self._scores = [answer.score for answer in done if answer.score is not None]
         self._failed = 0
-        self._task = self._progress.add_task("answers", total=wanted, completed=len(self._scores), status="")
+        self._task = self._progress.add_task("answers", total=wanted, completed=len(done), status="")
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
