@@ -1,6 +1,6 @@
 """Benchmarks from the command line, over the local model or any OpenAI-compatible server.
 
-`python -m evaluation list | run | report | compare | merge | submission`.
+`python -m evaluation list | run | score | report | compare | merge | submission`.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from evaluation.report import read_report
 from evaluation.run_folder import check_free
 from evaluation.runner import Selection, open_folder, run_questions, select, settings_of, weights_digest
 from evaluation.runs import Answer, RunError, read_run, read_runs, write_run
+from evaluation.scoring_files import Score, score
 from evaluation.submission import write_submission
 from evaluation.summary import summarize
 from pacore.backends import Backend, BackendError
@@ -94,6 +95,7 @@ class Submission:
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Score, tyro.conf.subcommand("score")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
@@ -284,6 +286,8 @@ def main() -> int:
                 return asyncio.run(run(options))
             case List():
                 return list_benchmarks(options)
+            case Score():
+                return score(options)
             case Report():
                 return report(options)
             case Compare():

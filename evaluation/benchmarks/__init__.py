@@ -7,6 +7,7 @@ from evaluation.benchmark import Benchmark, BenchmarkError
 BENCHMARKS = {
     "aime2025": "evaluation.benchmarks.aime2025",
     "hmmt2025": "evaluation.benchmarks.hmmt2025",
+    "mathvision": "evaluation.benchmarks.mathvision",
     "mathvista": "evaluation.benchmarks.mathvista",
     "mmbench": "evaluation.benchmarks.mmbench",
     "mmmu": "evaluation.benchmarks.mmmu",

@@ -43,7 +43,7 @@ from evaluation.scoring.latex_signs import (
 MAX_CHARACTERS = 20_000  # that are looked at; behind the place where reading stops, any number may follow
 MAX_DEPTH = 50  # the official program runs out of stack at about a hundred
 MAX_BITS = 14_000  # of an integer; about 4,200 digits
-MAX_FACTORIAL = 1_000
+MAX_FACTORIAL = 1_500
 
 _CUT = "\0"  # no sign
 _PERMUTATION = re.compile(r"\(([a-z0-9+\-*/\\ ]+?)\)_{([a-z0-9+\-*/\\ ]+?)}")
@@ -68,7 +68,7 @@ def latex_value(text: str) -> Number:
         shown = shown.replace(old, new)
     try:
         value = _Reader(_PERMUTATION.sub(r"\\frac{(\1)!}{((\1)-(\2))!}", shown)).relation()
-        if isinstance(value, complex) or not math.isfinite(value):
+        if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
             raise NoValue("no real number")
     except (ArithmeticError, ValueError, TypeError) as error:
         raise NoValue(f"{text[:40]!r} has no value: {error}") from None
