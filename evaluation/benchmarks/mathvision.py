@@ -1,7 +1,8 @@
 """MathVision: 3,040 problems of competitions with pictures, in sixteen subjects and five levels (arXiv 2402.14804)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from evaluation.benchmark import BenchmarkError, Question, Verdict
@@ -59,7 +60,7 @@ class MathVision:
         return accuracy_table((Truth(**question.truth), verdict.score == 1.0) for question, verdict in scored)
 
 
-def _question(row: dict, folder: Path, write) -> Question:
+def _question(row: dict, folder: Path, write: Callable[..., str]) -> Question:
     id = str(row.get("id"))
     try:
         truth = Truth.of_row(row)
@@ -74,7 +75,7 @@ def _question(row: dict, folder: Path, write) -> Question:
     text = write(question=said.strip(), options="" if bare else listed)
     groups = {"subject": truth.subject, "level": truth.level}
     turn = {"role": "user", "content": _with_picture(text, picture)}
-    return Question(id, [turn], vars(truth), groups)
+    return Question(id, [turn], asdict(truth), groups)
 
 
 def _with_picture(text: str, picture: str) -> list[dict]:

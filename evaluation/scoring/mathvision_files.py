@@ -80,8 +80,8 @@ def score_mathvision(outputs: str | Path, key: str | Path, modern: bool = False)
         modern: also ask math-verify, which takes some hundredths of a second an answer.
 
     Returns:
-        `accuracy_table`'s, and `samples`: by id `parsed` and `correct`, with `modern` also that; `modern`: math-verify's
-        figure; `notes`: what has to be said about the outputs.
+        `accuracy_table`'s, and `samples`: by id `parsed` and `correct`, with `modern` also math-verify's verdict;
+        `notes`: what has to be said about the outputs; with `modern` also that, math-verify's figure.
 
     Raises:
         BenchmarkError: a file that is not there or not in its layout, or a question that the key does not have.
