@@ -181,6 +181,23 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_the_command_shows_the_table_and_ends_with_the_official_keys(monkeypatch, capsys, folder):
+    def rejected(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    (folder / "out" / "Math" / "output.json").write_text(json.dumps([output("validation_Math_2", "Infinity")]))
+    (folder / "out" / "Art.json").write_text(json.dumps([output("validation_Art_1", "hm")]))
+    monkeypatch.setattr(sys, "argv", ["evaluation", "score", "mmmu", str(folder / "out"), "--key",
+                                      str(folder / "key.json"), "--json"])  # fmt: skip
+    assert command.main() == 0
+    out = capsys.readouterr().out
+    found = json.loads(out.strip().splitlines()[-1], parse_constant=rejected)
+    assert found["Overall"]["num"] == 2 and found["Math"] == {"num": 1, "acc": 0.0}
+    assert found["samples"]["validation_Math_2"] == {"parsed": ["inf"], "correct": False, "guessed": False}
+    assert found["samples"]["validation_Art_1"]["guessed"] and found["strict"]["Art"]["acc"] == 0.0
+    assert "1 responses name no option" in out and "2 questions of the key have no output" in out
+
+
 def test_both_layouts_are_read_and_what_is_missing_is_counted(folder):
     found = score_mmmu(folder / "out", folder / "key.json")
     assert found["Art"] == {"num": 2, "acc": 0.5} and found["Math"] == {"num": 1, "acc": 1.0}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +25,7 @@ _SEED = 42  # of the official program, which draws from one generator all throug
 class _Judged:
     id: str
     subject: str
-    parsed: str | list[str | float]
+    parsed: str | list[str | float]  # of an open answer; what JSON has no number for is text
     right: bool
     guessed: bool = False
 
@@ -42,8 +43,8 @@ def score_mmmu(outputs: str | Path, key: str | Path) -> dict:
 
     Returns:
         The rows of `accuracy_table`, and `overall_correct` of `n` questions; `guessed`: how many answers were drawn;
-        `strict`: the table, and `overall_correct`, with drawn answers wrong; `missing`; `samples`: by id `parsed`,
-        `correct` and `guessed`.
+        `strict`: the table, and `overall_correct`, with drawn answers wrong; `missing`; `notes` for a reader;
+        `samples`: by id `parsed`, `correct` and `guessed`.
 
     Raises:
         BenchmarkError: a file that is not there or not in its layout, or a question that the key does not have.
@@ -57,16 +58,28 @@ def score_mmmu(outputs: str | Path, key: str | Path) -> dict:
         judged[one.id] = one
     every = list(judged.values())
     strict = [(one.subject, float(one.right and not one.guessed)) for one in every]
+    guessed, missing = sum(one.guessed for one in every), len(truths.keys() - judged.keys())
     return accuracy_table((one.subject, float(one.right)) for one in every) | {
         "overall_correct": sum(one.right for one in every),
         "n": len(every),
-        "guessed": sum(one.guessed for one in every),
+        "guessed": guessed,
         "strict": accuracy_table(strict) | {"overall_correct": int(sum(score for _, score in strict))},
-        "missing": len(truths.keys() - judged.keys()),
+        "missing": missing,
+        "notes": _notes(every, guessed, missing),
         "samples": {
             one.id: {"parsed": one.parsed, "correct": one.right, "guessed": one.guessed} for one in every
         },
     }  # fmt: skip
+
+
+def _notes(every: list[_Judged], guessed: int, missing: int) -> list[str]:
+    notes = []
+    if guessed:
+        right = sum(one.right and not one.guessed for one in every)
+        notes.append(f"{guessed} responses name no option, and one was drawn; without these {right} are right.")
+    if missing:
+        notes.append(f"{missing} questions of the key have no output; they are in no figure.")
+    return notes
 
 
 def _judge(row: dict[str, Any], truths: dict[str, tuple[str, list[str]]], draw: Random) -> _Judged:
@@ -79,7 +92,8 @@ def _judge(row: dict[str, Any], truths: dict[str, tuple[str, list[str]]], draw: 
     subject = subject_of(id)
     if kind != MULTIPLE_CHOICE:
         said = predictions(response)
-        return _Judged(id, subject, said, is_right(said, accepted))
+        shown = [str(value) if isinstance(value, float) and not isfinite(value) else value for value in said]
+        return _Judged(id, subject, shown, is_right(said, accepted))
     choice = Choice(response) if row.get("parsed") else mmmu_choice(response, _options(row), draw)
     return _Judged(id, subject, choice.letter, choice.letter in accepted, choice.guessed)
 
