@@ -25,6 +25,7 @@ from evaluation.runs import RunError
 BEGINNING = '<!doctype html>\n<html lang="en">\n<!-- triptych: evaluation report -->\n'
 CHARTS = {"wide": (760, 340), "narrow": (340, 280)}
 IDS_SHOWN = 100
+HEADLINES = 8  # official figures that a run's card has room for
 
 
 def check_out(path: Path) -> None:
@@ -72,7 +73,7 @@ def page_html(report: Report) -> str:
     made = _environment().get_template("page.jinja").render(
         report=report, letters=letters, titles=index["titles"], questions=questions, comparisons=comparisons,
         charts={name: draw(_measured(report, letters), *size) for name, size in CHARTS.items()},
-        official=[list(_flat(summary["official"])) for summary in report.summaries],
+        official=[_official(summary["official"]) for summary in report.summaries],
         groups=_groups(report), errors=[_errors(run) for run in report.runs],
         guessed=[_guessed(run) for run in report.runs], smaller=_smaller(questions),
         uncounted=", ".join(_uncounted(report, letters)), ids_shown=IDS_SHOWN,
@@ -160,6 +161,15 @@ def _errors(run) -> list[tuple[str, list[str]]]:
 
 def _guessed(run) -> list[str]:
     return list(dict.fromkeys(answer.id for answer in run.answers if answer.guessed))
+
+
+def _official(figures: dict) -> dict[str, list[tuple]]:
+    """What stands in the open, where there is not much of it, and the others."""
+    single = [(name, value) for name, value in figures.items() if isinstance(value, str | int | float)]
+    if len(single) > HEADLINES:
+        return {"headline": [], "others": list(_flat(figures))}
+    named = {name for name, _ in single}
+    return {"headline": single, "others": list(_flat({k: v for k, v in figures.items() if k not in named}))}
 
 
 def _flat(official: dict, above: str = ""):

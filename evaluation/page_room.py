@@ -76,14 +76,16 @@ def _thumbnail(path: str | Path, most: int | None = None) -> Thumbnail:
 def _encoded(picture: Image.Image, edge: int) -> tuple[str, tuple[int, int]]:
     small = picture.copy()
     small.thumbnail((edge, edge))
-    kinds = []
+    kinds: list[dict] = [{"quality": QUALITY, "method": 2}]
     # A drawing is blurred by what a photograph loses, and often the smaller without any loss.
-    drawn = picture.getcolors(FEW_COLOURS) is not None
-    for options in ({"quality": QUALITY, "method": 2}, {"lossless": True})[: 1 + drawn]:
+    if small.size == picture.size and picture.getcolors(FEW_COLOURS) is not None:
+        kinds.append({"lossless": True, "method": 2})
+    made = []
+    for options in kinds:
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", **options)
-        kinds.append(buffer.getvalue())
-    return "data:image/webp;base64," + base64.b64encode(min(kinds, key=len)).decode(), small.size
+        made.append(buffer.getvalue())
+    return "data:image/webp;base64," + base64.b64encode(min(made, key=len)).decode(), small.size
 
 
 def embedded(value) -> str:
