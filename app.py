@@ -15,10 +15,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 import tyro
 
+from edit.panel import CSS as EDIT_CSS
+from edit.panel import Editors, EditPanel
+from edit.pipeline import EditPipeline
+from edit.thinking import Ask
+from pacore.asking import ask_in_parallel
 from pacore.panel import CSS as ASK_CSS
 from pacore.panel import AskPanel
 from pacore.tree import CSS as TREE_CSS
 from training.world import FAMILIES, Sample, draw_sample
+from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
 from vlm.answering import ModelError, load
 
 MINI = "mini"
@@ -42,8 +48,8 @@ CSS = """
 :root, .dark { --font: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 #title h1 { margin-bottom: 0; font-weight: 650; letter-spacing: -0.02em; }
-#about p { color: var(--neutral-500); font-size: var(--text-sm); line-height: 1.5; max-width: 110ch; }
-.dark #about p { color: var(--neutral-400); }
+#about p, .about p { color: var(--neutral-500); font-size: var(--text-sm); line-height: 1.5; max-width: 110ch; }
+.dark #about p, .about p { color: var(--neutral-400); }
 .notice { margin: 0; padding: 0.6rem 0.8rem; border-radius: var(--radius-lg); overflow-wrap: anywhere;
   color: #7c2d12; background: #fff4e8; border: 1px solid #f2c9a1; }
 .dark .notice { color: #fed7aa; background: #33211a; border-color: #7c4a2d; }
@@ -74,23 +80,35 @@ class Models:
         return f"`{name}`: {millions:,.1f} million parameters, on {model.device.type}. {ABOUT_OTHERS}"
 
 
-def build(models: Models, model_name: str = MINI, samples: Iterable[Sample] = ()) -> gr.Blocks:
+def think(pipeline: EditPipeline, trajectories: int) -> Ask:
+    """The editor's own model, thinking in parallel: it judges candidates and inspects results."""
+    return ask_in_parallel(pipeline.vision_language_model, pipeline.processor, trajectories)
+
+
+def build(
+    models: Models, model_name: str = MINI, samples: Iterable[Sample] = (), edits: Iterable[Edit] = ()
+) -> gr.Blocks:
     """The page. The model is loaded at once, so that the first answer need not wait; raises `ModelError`."""
     models.get(model_name)
     with gr.Blocks(title="Triptych", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown("# Triptych", elem_id="title")
-        with gr.Tabs(), gr.Tab("Ask"):
-            panel = AskPanel(models, model_name, list(samples), others=[MINI])
-            panel.build()
-        page.unload(panel.leave)
+        ask = AskPanel(models, model_name, list(samples), others=[MINI])
+        edit = EditPanel(Editors(), list(edits), think)
+        with gr.Tabs():
+            for name, panel in (("Ask", ask), ("Edit", edit)):
+                with gr.Tab(name, id=name):
+                    panel.build()
+        page.unload(ask.leave)
+        page.unload(edit.leave)
     return page
 
 
 def launch(page: gr.Blocks, host: str, port: int, **options) -> str:
     """Serve the page and return its address. Raises `OSError` when the port is taken."""
+    css = CSS + ASK_CSS + TREE_CSS + EDIT_CSS
     _, address, _ = page.launch(
-        server_name=host, server_port=port, theme=THEME, css=CSS + ASK_CSS + TREE_CSS, footer_links=[], quiet=True,
-        ssr_mode=False, show_error=True, max_file_size="100mb", **options,
+        server_name=host, server_port=port, theme=THEME, css=css, footer_links=[], quiet=True, ssr_mode=False,
+        show_error=True, max_file_size="100mb", **options,
     )  # fmt: skip
     return address
 
@@ -106,7 +124,8 @@ def main(host: str = "127.0.0.1", port: int = 7860, model: str = MINI) -> None:
     try:
         models = Models()
         samples = [draw_sample(SAMPLE_SEED, family=family) for family in FAMILIES]
-        page = build(models, model, samples)
+        edits = [draw_edit(SAMPLE_SEED, family=family) for family in EDIT_FAMILIES]
+        page = build(models, model, samples, edits)
         address = launch(page, host, port, prevent_thread_lock=True)
     except ModelError as error:
         sys.exit(f"triptych: {error}")

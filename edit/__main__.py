@@ -23,12 +23,11 @@ from edit.inputs import EditError
 from edit.loading import load_editor, locate_editor
 from edit.pipeline import EditPipeline
 from edit.thinking import Ask, think_and_edit
-from pacore import BackendError, PacoreError, Plan, PlanError, Sampling, solve
-from pacore.local_backend import LocalBackend
+from pacore import BackendError, PacoreError, PlanError
+from pacore.asking import ask_in_parallel
 from vlm.answering import ModelError, load
 from vlm.commands import exit_code
 from vlm.pictures import PictureError, open_picture
-from vlm.rollout import Rollout
 
 
 @dataclass
@@ -171,14 +170,8 @@ def _brief(words: str) -> str:
 
 
 def in_parallel(pipeline: EditPipeline, rollouts: int) -> Ask:
-    """Questions to the pipeline's model, each answered by several trajectories and a synthesis (arXiv 2601.05593)."""
-    backend = LocalBackend(Rollout(pipeline.vision_language_model, pipeline.processor), "editor")
-    plan = Plan(rounds=(rollouts,), sampling=Sampling(max_tokens=256))
-
-    def ask(conversation: list[dict]) -> str:
-        return asyncio.run(solve(backend, conversation, plan, stream=False)).answer.text
-
-    return ask
+    """Questions to the pipeline's model, each answered by several trajectories and a synthesis."""
+    return ask_in_parallel(pipeline.vision_language_model, pipeline.processor, rollouts)
 
 
 def serve(options: Serve) -> None:
