@@ -60,12 +60,6 @@ def test_an_edit_shows_its_steps_and_then_stands_in_the_history(panel, tmp_path)
     assert pair == (after[0].path, after[1].path) and Image.open(pair[1]).size == (32, 24)
     assert past.visible and download.value["path"] == after[1].path and undo.interactive
     assert not line(notice) and not progress
-        past.visible
-        and download.value["path"] == after[1].path
-        and undo.interactive
-        and not line(notice)
-        and not progress
-    )
 
 
 def test_what_was_edited_is_edited_again_and_taken_back(panel, tmp_path):
