@@ -131,7 +131,8 @@ def test_a_choice_is_right_as_letter_or_as_text():
 LATEX = st.text(alphabet="0123456789.,+-*/^_!(){}[]\\|<>=' \n$%abdestxİ∞", max_size=40)
 PIECES = st.lists(
     st.sampled_from(["\\frac{", "\\sqrt{", "}{", "}", "(", ")", "9^{", "^{-1}", "!", "\\log", "\\sin", "\\binom{",
-                     "99999", "1,000", "\\boxed{", "the answer is ", "is ", "\\left", "\\right", ". ", "\\pi", "/", "oxed{"]),
+                     "99999", "1,000", "\\boxed{", "the answer is ", "is ", "\\left", "\\right", ". ", "\\pi", "/",
+                     "oxed{"]),
     max_size=60,
 ).map("".join)  # fmt: skip
 
