@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -63,6 +64,18 @@ def send_form(app, files=PICTURE, prompt=PROMPT, headers=None, raise_app_excepti
 def send_json(app, image=None, **fields):
     body = {"prompt": PROMPT, "image": base64_of(PICTURE) if image is None else image} | QUICK | fields
     return endpoint.call(app, {name: value for name, value in body.items() if value is not None}, path=PATH)
+
+
+def events(response) -> list[dict]:
+    """The data of a stream's events; each but an error names its type twice."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    made = []
+    for block in response.text.split("\n\n"):
+        if block.startswith("event: "):
+            kind, data = block.removeprefix("event: ").split("\ndata: ")
+            made.append(json.loads(data))
+            assert kind == made[-1].get("type", "error")
+    return made
 
 
 class Steps:

@@ -20,13 +20,14 @@ from edit_endpoint import (
     PROMPT,
     QUICK,
     app_of,
+    events,
     picture_of,
     same,
     send_form,
     send_json,
     watched,
 )
-from endpoint import call, events, refusal, served, until
+from endpoint import call, refusal, served, until
 from small_editor import draws, make_pipeline
 from small_vlm import noise
 
@@ -140,7 +141,7 @@ def test_partial_pictures_are_spread_over_the_steps(steps, wanted, shown):
 
 def test_a_stream_as_it_is_sent(pipeline):
     response = send_json(app_of(pipeline), stream=True)
-    assert response.headers["cache-control"] == "no-store"
+    assert events(response)[0]["quality"] == "auto" and response.headers["cache-control"] == "no-store"
     head, data = response.text.removesuffix("\n\n").split("\n")
     assert head == "event: image_edit.completed" and data.startswith('data: {"type": "image_edit.completed"')
 
@@ -252,11 +253,9 @@ def test_a_device_without_memory_is_said(pipeline):
 
 
 def test_the_official_client_sees_a_stream_that_fails(client, pipeline):
-    stream = client.images.edit(
-        image=PICTURE, prompt=PROMPT, stream=True, partial_images=3, extra_body={"steps": 4}
-    )  # fmt: skip
+    options = {"image": PICTURE, "prompt": PROMPT, "stream": True, "partial_images": 3, "extra_body": {"steps": 4}}
     with watched(pipeline, fails_at=3, error=KeyError("x")), pytest.raises(openai.APIError, match="made a mistake"):
-        list(stream)
+        list(client.images.edit(**options))
 
 
 # Turns
