@@ -76,6 +76,7 @@ def page_html(report: Report) -> str:
         official=[_official(summary["official"]) for summary in report.summaries],
         groups=_groups(report), errors=[_errors(run) for run in report.runs],
         guessed=[_guessed(run) for run in report.runs], smaller=_smaller(questions),
+        with_rounds=any(run.settings.rounds for run in report.runs),
         uncounted=", ".join(_uncounted(report, letters)), ids_shown=IDS_SHOWN,
         script=Markup(script), style=Markup(style), script_hash=_hash(script), style_hash=_hash(style),
         index=Markup(embedded(index)), rows=Markup("\n".join(map(embedded, questions.rows))),
