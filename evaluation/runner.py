@@ -83,7 +83,8 @@ def settings_of(
         benchmark=benchmark.name, version=benchmark.version, split=split, prompts=selection.prompts, template=template,
         model=model, weights=weights, rounds=plan.rounds,
         plan={"compaction": plan.compaction, "template": synthesis, "quorum": plan.quorum,
-              "hedge": plan.hedge, "adaptive": plan.adaptive and asdict(plan.adaptive), "views": plan.views, "budget": budget},
+              "hedge": plan.hedge, "adaptive": plan.adaptive and asdict(plan.adaptive), "views": plan.views,
+              "budget": budget},
         sampling={key: drawn[key] for key in ("temperature", "top_p", "top_k", "max_tokens")},
         samples=samples, seed=plan.seed, limit=limit, pictures=pictures, shards=(shard[0],), shard_count=shard[1],
     )  # fmt: skip
