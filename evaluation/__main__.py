@@ -1,6 +1,7 @@
 """Benchmarks from the command line, over the local model or any OpenAI-compatible server.
 
-`python -m evaluation list | run | score | report | compare | merge | submission`.
+`python -m evaluation list | run | score | report | compare | merge | submission`,
+and of editors: `edits | judge`.
 """
 
 import asyncio
@@ -18,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluation import page, tables
 from evaluation.benchmark import Benchmark, BenchmarkError
-from evaluation.benchmarks import BENCHMARKS, benchmark_named
+from evaluation.benchmarks import BENCHMARKS, EDIT_BENCHMARKS, benchmark_named, edit_benchmark_named
 from evaluation.comparison import compare
+from evaluation.edit_commands import Edits, JudgeEdits, edits, judge_edits
 from evaluation.judging import Judge, TakesJudge
 from evaluation.options import Run
 from evaluation.report import read_report
@@ -100,12 +102,16 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Submission, tyro.conf.subcommand("submission")]
+    | Annotated[Edits, tyro.conf.subcommand("edits")]
+    | Annotated[JudgeEdits, tyro.conf.subcommand("judge")]
 )
 
 
 def list_benchmarks(options: List) -> int:
     fields = ("name", "title", "version", "splits", "source", "layout")
-    listed = [{key: getattr(benchmark_named(name), key) for key in fields} for name in sorted(BENCHMARKS)]
+    known = [benchmark_named(name) for name in sorted(BENCHMARKS)]
+    known += [edit_benchmark_named(name) for name in sorted(EDIT_BENCHMARKS)]
+    listed = [{key: getattr(benchmark, key) for key in fields} for benchmark in known]
     rows = [tuple(", ".join(v) if isinstance(v, tuple) else v for v in row.values()) for row in listed]
     columns = ("name", "title", "version", "splits", "hub id", "in a folder")
     tables.show([tables.Section("Benchmarks", columns, rows, "left")], [], markdown=False)
@@ -296,6 +302,10 @@ def main() -> int:
                 return merge(options)
             case Submission():
                 return submission(options)
+            case Edits():
+                return edits(options)
+            case JudgeEdits():
+                return judge_edits(options)
 
     return exit_code(work, REFUSALS, interrupted="interrupted; the same command with --resume goes on.")
 
