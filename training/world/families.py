@@ -80,11 +80,11 @@ def draw_sample(
     nuisance = rendering.draw_nuisance(rng, split)
     picture: Image.Image | None = None
     transcription, prompt, reasoning = scene.transcription(), question.prompt, question.steps
-    # Seeing, and judging what is seen, are one pass over the picture. A twin goes over it too where there is something to
-    # judge; not for boxes, which are all it is told.
-    noted = scene.transcription(question.notes) if question.notes else transcription
-    if task == "question" and (modality == "picture" or (question.notes and name != "grounding")):
-        reasoning = noted + ("\n" + question.steps if question.steps else "")
+    # Seeing, and judging what is seen, are one pass over the picture. A twin goes over it too where there is something
+    # to judge; not for boxes, which are all it is told.
+    marked = scene.transcription(question.said) if question.said else transcription
+    if task == "question" and (modality == "picture" or (question.said and name != "grounding")):
+        reasoning = "\n".join(part for part in (question.legend, marked, question.steps) if part)
     if modality == "picture":
         picture = chosen.render(scene, rng, nuisance)
     else:
@@ -167,12 +167,12 @@ def _as_choice(question: Question, rng: random.Random) -> Question:
     letter = "ABCD"[options.index(question.answer)]
     listed = "\n".join(f"{name}) {option}" for name, option in zip("ABCD", options, strict=True))
     # One option after another, up to the one that says the same: a comparison a step, and never a search.
-    tried = ", ".join(f"{name} {option}" for name, option in zip("ABCD", options[: options.index(question.answer) + 1]))
+    tried = ", ".join(f"{name} {option}" for name, option in zip("ABCD", options, strict=True) if name <= letter)
     steps = (question.steps + "\n" if question.steps else "") + f"{question.answer}: {tried}"
     prompt = f"{question.prompt}\n{listed}\n" + rng.choice(("Answer with the letter.", "Choose one letter."))
     evidence = f"{question.evidence}. {question.answer} is {letter}"
     verifier = {"kind": "choice", "truth": letter, "options": options}
-    return Question(prompt, steps, evidence, letter, verifier, question.notes)
+    return Question(prompt, steps, evidence, letter, verifier, question.legend, question.said)
 
 
 def _rivals(question: Question, rng: random.Random) -> list[str] | None:

@@ -1,9 +1,10 @@
 """Questions about scenes of shapes. Each family is a function of (scene, generator) and gives a `Question`.
 
-What the answer needs is noted where it is seen: the transcription says behind a thing that it is the one asked for, or
-the how-manieth of its kind, or the total so far. To compare one thing with the question is easy for a small model, and to
-search a finished list for what matches is not: with plain transcriptions and lists drawn from them afterwards, mini
-transcribed 72 % of the scenes without a mistake and then took the wrong thing from every second one.
+What is looked for is said first, each with its mark (`? red star A, blue moon B`), and then the transcription repeats
+the mark behind the thing: one glance back at the same words, which a small model can learn. To search a finished list
+for what matches is not so easy: with plain transcriptions and lists drawn from them afterwards, mini transcribed
+72 % of the scenes without a mistake and then took the wrong thing from every second one; marks without a legend did no
+better.
 The steps begin with the place of what was found. The evidence in the conclusion repeats the items, so that two
 conclusions can be compared part by part.
 """
@@ -41,34 +42,48 @@ def _listed(items: list[str]) -> str:
     return ", ".join(items) if items else "none"
 
 
-def _marked(scene: Scene, *found: Thing) -> tuple[str, ...]:
-    """Notes with `!` behind these things."""
-    return tuple(FOUND if any(t is f for f in found) else "" for t in scene.things)
+def _legend(*wanted: str) -> str:
+    """With a space before every word, as within the transcription: a word at a line's start is another token."""
+    return "? " + ", ".join(wanted)
+
+
+def _say(thing: Thing, mark: str, behind: str = "shape") -> str:
+    """The thing's full name with a mark behind its `size`, `colour` or `shape`, whichever is looked for."""
+    words = {"size": thing.size if behind == "size" or thing.size != "medium" else "", "colour": thing.colour,
+             "shape": thing.shape}  # fmt: skip
+    words[behind] += mark
+    return " ".join(word for word in words.values() if word)
+
+
+def _marked(scene: Scene, marks: dict[int, str], behind: str = "shape") -> tuple[str, ...]:
+    """How each thing is said; `marks` are by the thing's place in the scene."""
+    return tuple(_say(t, marks[i], behind) if i in marks else t.full_name for i, t in enumerate(scene.things))
+
+
+def _found(scene: Scene, *found: Thing, behind: str = "shape") -> tuple[str, ...]:
+    """With `!` behind these things."""
+    return _marked(scene, {i: FOUND for i, t in enumerate(scene.things) if any(t is f for f in found)}, behind)
 
 
 def _lettered(scene: Scene, *found: Thing) -> tuple[str, ...]:
-    """Notes with ` A` behind the first of these things, ` B` behind the second."""
+    """With ` A` behind the first of these things, ` B` behind the second."""
     letters = {id(thing): f" {letter}" for letter, thing in zip("AB", found, strict=False)}
-    return tuple(letters.get(id(t), "") for t in scene.things)
+    return _marked(scene, {i: letters[id(t)] for i, t in enumerate(scene.things) if id(t) in letters})
 
 
-def _numbered(scene: Scene, members: list[Thing], before: str = "") -> tuple[str, ...]:
-    """Notes with ` 1`, ` 2` ... behind the members: the last one is their count."""
-    number, notes = 0, []
-    for thing in scene.things:
-        member = any(thing is m for m in members)
-        number += member
-        notes.append(f"{before} {number}" if member else "")
-    return tuple(notes)
+def _numbered(scene: Scene, members: list[Thing], mark: str) -> dict[int, str]:
+    """Marks ` 1`, ` 2` ... of the members: the last one is their count."""
+    indices = [i for i, t in enumerate(scene.things) if any(t is m for m in members)]
+    return {i: f"{mark} {number}" for number, i in enumerate(indices, 1)}
 
 
 def _best_so_far(scene: Scene, value) -> tuple[str, ...]:
-    """Notes with `!` behind each thing of a higher value than all before it: the last one has the highest."""
-    best, notes = -math.inf, []
-    for thing in scene.things:
-        notes.append(FOUND if value(thing) > best else "")
-        best = max(best, value(thing))
-    return tuple(notes)
+    """With `!` behind each thing of a higher value than all before it: the last one has the highest."""
+    best, marks = -math.inf, {}
+    for i, thing in enumerate(scene.things):
+        if value(thing) > best:
+            best, marks[i] = value(thing), FOUND
+    return _marked(scene, marks)
 
 
 def _at(thing: Thing) -> str:
@@ -87,7 +102,8 @@ def caption(scene: Scene, rng: random.Random) -> Question:
     count = len(names)
     evidence = f"{count} object{'s' if count > 1 else ''}"
     verifier = {"kind": "objects", "truth": names}
-    return Question(prompt, "", evidence, ", ".join(names), verifier, _numbered(scene, list(scene.things)))
+    return Question(prompt, "", evidence, ", ".join(names), verifier,
+                    said=_marked(scene, _numbered(scene, list(scene.things), "")))  # fmt: skip
 
 
 def attribute(scene: Scene, rng: random.Random) -> Question:
@@ -98,21 +114,23 @@ def attribute(scene: Scene, rng: random.Random) -> Question:
                              "Name the colour of the {0}."))  # fmt: skip
         return Question(prompt.format(thing.shape), _at_full(thing), f"The {thing.shape} is {thing.colour}",
                         thing.colour, {"kind": "exact", "truth": _spellings(thing.colour)},
-                        _marked(scene, thing))  # fmt: skip
+                        _legend(thing.shape + FOUND), _found(scene, thing))  # fmt: skip
     if kind == "shape":
         thing = _focus(_once(scene, lambda t: t.colour), rng)
         prompt = rng.choice(
             ("What shape is the {0} object?", "Which shape is {0}?", "The {0} thing: what shape is it?")
         )
         return Question(prompt.format(thing.colour), _at_full(thing), f"The {thing.colour} object is a {thing.shape}",
-                        thing.shape, {"kind": "exact", "truth": [thing.shape]}, _marked(scene, thing))  # fmt: skip
+                        thing.shape, {"kind": "exact", "truth": [thing.shape]},
+                        _legend(thing.colour + FOUND), _found(scene, thing, behind="colour"))  # fmt: skip
     if kind == "size":
         thing = _focus(_once(scene, lambda t: t.name), rng)
         prompt = rng.choice(
             ("How big is the {0}: small, medium or big?", "What size is the {0}: small, medium or big?")
         )
         return Question(prompt.format(thing.name), _at_full(thing), f"The {thing.name} is {thing.size}",
-                        thing.size, {"kind": "exact", "truth": [thing.size]}, _marked(scene, thing))  # fmt: skip
+                        thing.size, {"kind": "exact", "truth": [thing.size]},
+                        _legend(thing.name + FOUND), _found(scene, thing))  # fmt: skip
     row, column = rng.randint(1, GRID), rng.randint(1, GRID)
     if rng.random() < 0.8:
         chosen = _focus(list(scene.things), rng)
@@ -152,31 +170,33 @@ def existence(scene: Scene, rng: random.Random) -> Question:
     steps = f"{colour} {shape}: {_listed([t.place for t in same])}"
     evidence = f"There is {'a' if present else 'no'} {colour} {shape}"
     verifier = {"kind": "exact", "truth": [answer]}
-    return Question(prompt.format(f"{colour} {shape}"), steps, evidence, answer, verifier, _marked(scene, *same))
+    return Question(prompt.format(f"{colour} {shape}"), steps, evidence, answer, verifier,
+                    _legend(f"{colour} {shape}{FOUND}"), _found(scene, *same))  # fmt: skip
 
 
-def _selector(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
-    """A group in words, and its members."""
+def _selector(scene: Scene, rng: random.Random) -> tuple[str, str, str, list[Thing]]:
+    """A group in words, the word that tells its members, which of their words that is, and the members."""
     kind = rng.choice(("shape", "shape", "colour", "size", "all"))
     thing = _focus(list(scene.things), rng)
     if kind == "shape":
         shape = thing.shape if rng.random() < 0.85 else rng.choice(SHAPES)
-        return plural(shape), [t for t in scene.things if t.shape == shape]
+        return plural(shape), shape, kind, [t for t in scene.things if t.shape == shape]
     if kind == "colour":
         colour = thing.colour if rng.random() < 0.85 else rng.choice(COLOURS)
-        return f"{colour} objects", [t for t in scene.things if t.colour == colour]
+        return f"{colour} objects", colour, kind, [t for t in scene.things if t.colour == colour]
     if kind == "size":
-        return f"{thing.size} objects", [t for t in scene.things if t.size == thing.size]
-    return "objects", list(scene.things)
+        return f"{thing.size} objects", thing.size, kind, [t for t in scene.things if t.size == thing.size]
+    return "objects", "all", "shape", list(scene.things)
 
 
 def count(scene: Scene, rng: random.Random) -> Question:
-    words, members = _selector(scene, rng)
+    words, told_by, which, members = _selector(scene, rng)
     prompt = rng.choice(("How many {0} are there?", "Count the {0}.", "How many {0} do you see?",
                          "What is the number of {0}?"))  # fmt: skip
     n = len(members)
     return Question(prompt.format(words), f"{n} {words}", _listed([t.name for t in members]), str(n),
-                    {"kind": "numeric", "truth": n}, _numbered(scene, members))  # fmt: skip
+                    {"kind": "numeric", "truth": n}, _legend(told_by + FOUND),
+                    _marked(scene, _numbered(scene, members, FOUND), which))  # fmt: skip
 
 
 def compare(scene: Scene, rng: random.Random) -> Question:
@@ -195,7 +215,8 @@ def compare(scene: Scene, rng: random.Random) -> Question:
         return f"{value} objects" if by_colour else plural(value)
 
     a, b = members(first), members(second)
-    notes = tuple(x or y for x, y in zip(_numbered(scene, a, " A"), _numbered(scene, b, " B"), strict=True))
+    legend = _legend(f"{first} A", f"{second} B")
+    said = _marked(scene, _numbered(scene, a, " A") | _numbered(scene, b, " B"), "colour" if by_colour else "shape")
     steps = f"A {len(a)}, B {len(b)}: {'equal' if len(a) == len(b) else 'more' if len(a) > len(b) else 'fewer'}"
     evidence = f"{words(first)}: {len(a)}, {words(second)}: {len(b)}"
     form = rng.choice(("more", "fewer", "which"))
@@ -205,11 +226,11 @@ def compare(scene: Scene, rng: random.Random) -> Question:
         prompt = f"Which are there more of: {words(first)} or {words(second)}?"
         winner = first if len(a) > len(b) else second
         answer = words(winner)
-        return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer, winner]}, notes)
+        return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer, winner]}, legend, said)
     prompt = f"Are there {form} {words(first)} than {words(second)}?"
     yes = len(a) > len(b) if form == "more" else len(a) < len(b)
     answer = "yes" if yes else "no"
-    return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]}, notes)
+    return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]}, legend, said)
 
 
 def relation(scene: Scene, rng: random.Random) -> Question:
@@ -231,7 +252,7 @@ def relation(scene: Scene, rng: random.Random) -> Question:
         steps = f"A {a.place}\nr{row}c{column} {found}"
         return Question(prompt, steps, f"The {a.name} is in row {a.row} column {a.column}", found,
                         {"kind": "exact", "truth": [found] if inside else ["nothing", "none"]},
-                        _lettered(scene, a))  # fmt: skip
+                        _legend(f"{a.name} A"), _lettered(scene, a))  # fmt: skip
     others = [t for t in unique if t is not a]
     if not others:
         raise NotAskable
@@ -248,7 +269,8 @@ def relation(scene: Scene, rng: random.Random) -> Question:
     steps = f"A {a.place}, B {b.place}\n{axis}: {va} and {vb}, {seen}"
     evidence = f"The {a.name} is in {axis} {va}, the {b.name} in {axis} {vb}"
     answer = "yes" if yes else "no"
-    return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]}, _lettered(scene, a, b))
+    return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]},
+                    _legend(f"{a.name} A", f"{b.name} B"), _lettered(scene, a, b))  # fmt: skip
 
 
 def extreme(scene: Scene, rng: random.Random) -> Question:
@@ -266,7 +288,7 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
         prompt = f"Which object is the {rng.choice(word)}?"
         return Question(prompt, f"{size}: {_at(found)}", f"One {size} object", found.name,
                         {"kind": "exact", "truth": [found.name, found.full_name]},
-                        _best_so_far(scene, lambda t: -order.index(t.size)))  # fmt: skip
+                        said=_best_so_far(scene, lambda t: -order.index(t.size)))  # fmt: skip
     if kind == "side":
         sides = (
             ("leftmost", "column", min),
@@ -282,7 +304,7 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
         found = members[0]
         return Question(f"Which object is {word}?", f"{axis} {value}: {_at(found)}", f"It is in {axis} {value}",
                         found.name, {"kind": "exact", "truth": [found.name, found.full_name]},
-                        _best_so_far(scene, lambda t: getattr(t, axis) * (1 if best is max else -1)))  # fmt: skip
+                        said=_best_so_far(scene, lambda t: getattr(t, axis) * (1 if best is max else -1)))  # fmt: skip
     anchor = _focus(_once(scene, lambda t: t.name), rng)
     others = [t for t in scene.things if t is not anchor]
     if len(others) > 4:
@@ -303,7 +325,8 @@ def extreme(scene: Scene, rng: random.Random) -> Question:
     prompt = rng.choice((f"Which object is nearest to the {anchor.name}?", f"What is closest to the {anchor.name}?"))
     found = ranked[0]
     return Question(prompt, "\n".join(lines), f"It is {steps_apart(found)} from the {anchor.name}", found.name,
-                    {"kind": "exact", "truth": [found.name, found.full_name]}, _lettered(scene, anchor))  # fmt: skip
+                    {"kind": "exact", "truth": [found.name, found.full_name]}, _legend(f"{anchor.name} A"),
+                    _lettered(scene, anchor))  # fmt: skip
 
 
 def grounding(scene: Scene, rng: random.Random) -> Question:
@@ -314,7 +337,8 @@ def grounding(scene: Scene, rng: random.Random) -> Question:
     answer = "[" + ", ".join(f"{v:02d}" for v in corners) + "]"
     return Question(prompt.format(thing.name), _at(thing),
                     f"The {thing.name} is in row {thing.row} column {thing.column}", answer,
-                    {"kind": "box", "truth": list(corners)}, _marked(scene, thing))  # fmt: skip
+                    {"kind": "box", "truth": list(corners)}, _legend(thing.name + FOUND),
+                    _found(scene, thing))  # fmt: skip
 
 
 def tally(scene: Scene, rng: random.Random) -> Question:
@@ -328,17 +352,16 @@ def tally(scene: Scene, rng: random.Random) -> Question:
     sentence = each[0] if len(each) == 1 else ", ".join(each[:-1]) + " and " + each[-1]
     prompt = rng.choice(("{0}. What is the total?", "{0}; all else is worth 0. What do they add up to?",
                          "{0}. Add them up."))  # fmt: skip
-    total, notes, items = 0, [], []
-    for thing in scene.things:
-        note = ""
+    total, marks, items = 0, {}, []
+    for i, thing in enumerate(scene.things):
         if thing.shape in values:
             value = values[thing.shape]
-            note = f" {total} + {value} = {total + value}"
             total += value
+            marks[i] = f" + {value} = {total}"
             items.append(f"{thing.shape} {value}")
-        notes.append(note)
+    legend = _legend(*(f"{shape} + {value}" for shape, value in values.items()))
     return Question(prompt.format(sentence[0].upper() + sentence[1:]), f"total {total}", _listed(items), str(total),
-                    {"kind": "numeric", "truth": total}, tuple(notes))  # fmt: skip
+                    {"kind": "numeric", "truth": total}, legend, _marked(scene, marks))  # fmt: skip
 
 
 FAMILIES = {f.__name__: f for f in (caption, attribute, existence, count, compare, relation, extreme, grounding, tally)}

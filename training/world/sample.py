@@ -22,8 +22,8 @@ class Question:
     Attributes:
         prompt: what the user asks.
         steps: the written reasoning after the transcription, one step a line; may be empty.
-        notes: what the transcription says behind each of the scene's things with this question in mind; empty where it
-            says nothing.
+        legend: what is looked for, each with the mark it gets, as the transcription will say it; may be empty.
+        said: how the transcription says each of the scene's things with this question in mind; empty for as always.
         evidence: what was seen, item by item, in brief.
         answer: the canonical answer.
         verifier: `{"kind", "truth", ...}`, as `training.verifiers.Verifier` reads it.
@@ -34,7 +34,8 @@ class Question:
     evidence: str
     answer: str
     verifier: dict
-    notes: tuple[str, ...] = ()
+    legend: str = ""
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Sample:
 
     Attributes:
         picture: RGB, or None for a text-only twin, whose prompt holds the transcription in words.
-        transcription: the dense reading of the picture; with the question's notes, the first part of the reasoning.
+        transcription: the dense reading of the picture; with the question's marks in it, part of the reasoning.
         difficulty: 0 to 1, from the number of things in the scene and the nuisance.
     """
 

@@ -76,22 +76,22 @@ class Scene:
 
     things: tuple[Thing, ...]
 
-    def transcription(self, notes: tuple[str, ...] = ()) -> str:
+    def transcription(self, said: tuple[str, ...] = ()) -> str:
         """The whole grid in words, a row a line: every cell's place (one token), then what is in it.
 
         `-` is an empty cell, `+` joins things that share one. The place comes first, and the empty cells too, so that
         writing the next word is looking at one place and finding a thing again is finding its place.
 
         Args:
-            notes: what to say behind each thing, in their order; none where nothing is asked.
+            said: how each thing is said, in their order; by default by its full name.
         """
-        return grid_lines(self.entries(notes))
+        return grid_lines(self.entries(said))
 
-    def entries(self, notes: tuple[str, ...] = ()) -> list[str]:
+    def entries(self, said: tuple[str, ...] = ()) -> list[str]:
         """The transcription's parts, each of which can be read by itself."""
         cells: dict[tuple[int, int], list[str]] = {}
-        for thing, note in zip(self.things, notes or ("",) * len(self.things), strict=True):
-            cells.setdefault((thing.row, thing.column), []).append(thing.full_name + note)
+        for thing, words in zip(self.things, said or [t.full_name for t in self.things], strict=True):
+            cells.setdefault((thing.row, thing.column), []).append(words)
         return [f"{place(*cell)} {' + '.join(cells.get(cell, ['-']))}" for cell in CELLS]
 
     def with_thing(self, index: int, **changes) -> "Scene":
