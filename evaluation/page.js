@@ -59,16 +59,21 @@
   const chosen = {search: "", run: "", state: "", groups: index.groups.map(() => ""), only: ""};
   const controls = {};
 
+  function labelled(text, control, wide = false) {
+    control.id = `filter-${filters.children.length}`;
+    filters.append(make("div", {class: wide ? "filter wide" : "filter"}, make("label", {for: control.id}, text), control));
+    return control;
+  }
+
   function select(label, options, change) {
     const box = make("select", {}, options.map(([value, text]) => make("option", {value}, text)));
     box.addEventListener("change", () => { change(box.value); refresh(); });
-    filters.append(make("label", {}, make("span", {}, label), box));
-    return box;
+    return labelled(label, box);
   }
 
   function buildFilters() {
     controls.search = make("input", {type: "search", placeholder: "words of a question or an answer", autocomplete: "off"});
-    filters.append(make("label", {class: "wide"}, make("span", {}, "Search"), controls.search));
+    labelled("Search", controls.search, true);
     let timer = 0;
     controls.search.addEventListener("input", () => {
       clearTimeout(timer);

@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +52,13 @@ def water_level(sizes: Sequence[int], room: int) -> int:
 
 def thumbnails(paths: Sequence[str | Path], room: int = PICTURES) -> list[Thumbnail]:
     """The pictures at no more than `LONGEST_EDGE`, the largest ones smaller still where all need more than `room`."""
-    made = [_thumbnail(path) for path in paths]
-    level = water_level([len(one.uri) for one in made], room)
-    return [
-        one if len(one.uri) <= level else _thumbnail(path, level) for path, one in zip(paths, made, strict=True)
-    ]  # fmt: skip
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works beside Python
+        made = list(pool.map(_thumbnail, paths))
+        level = water_level([len(one.uri) for one in made], room)
+        large = [place for place, one in enumerate(made) if len(one.uri) > level]
+        for place, smaller in zip(large, pool.map(lambda place: _thumbnail(paths[place], level), large), strict=True):
+            made[place] = smaller
+    return made
 
 
 def _thumbnail(path: str | Path, most: int | None = None) -> Thumbnail:

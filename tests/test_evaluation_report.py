@@ -59,7 +59,7 @@ def test_one_run_is_told_as_before(monkeypatch, capsys, tmp_path):
     words = words_of((tmp_path / "out.html").read_text())
     low, high = summary["score"]["interval"]
     assert f"72.7% [{low:.1%}, {high:.1%}]" in words
-    assert "strict guesses count as wrong 63.6%" in words and "modern math-verify 0.0%" in words
+    assert "strict no guesses 63.6%" in words and "modern math-verify 0.0%" in words
     assert "accuracy official 72.73" in words and "failed as wrong 66.7%" in words
     assert "HTTP 500: the server is on fire" in words and "Guessed: 1 questions q1" in words
     assert "ab" * 32 in words and "c0ffee+" in words and "torch 2.9" in words and "1,100" in words
