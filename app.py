@@ -19,6 +19,8 @@ from edit.panel import CSS as EDIT_CSS
 from edit.panel import Editors, EditPanel
 from edit.pipeline import EditPipeline
 from edit.thinking import Ask
+from evaluation.panel import CSS as RESULTS_CSS
+from evaluation.panel import ResultsPanel
 from pacore.asking import ask_in_parallel
 from pacore.panel import CSS as ASK_CSS
 from pacore.panel import AskPanel
@@ -95,7 +97,7 @@ def build(
         ask = AskPanel(models, model_name, list(samples), others=[MINI])
         edit = EditPanel(Editors(), list(edits), think)
         with gr.Tabs():
-            for name, panel in (("Ask", ask), ("Edit", edit)):
+            for name, panel in (("Ask", ask), ("Edit", edit), ("Results", ResultsPanel())):
                 with gr.Tab(name, id=name):
                     panel.build()
         page.unload(ask.leave)
@@ -105,7 +107,7 @@ def build(
 
 def launch(page: gr.Blocks, host: str, port: int, **options) -> str:
     """Serve the page and return its address. Raises `OSError` when the port is taken."""
-    css = CSS + ASK_CSS + TREE_CSS + EDIT_CSS
+    css = CSS + ASK_CSS + TREE_CSS + EDIT_CSS + RESULTS_CSS
     _, address, _ = page.launch(
         server_name=host, server_port=port, theme=THEME, css=css, footer_links=[], quiet=True, ssr_mode=False,
         show_error=True, max_file_size="100mb", **options,
