@@ -6,6 +6,7 @@ import sys
 from functools import cache
 
 import pytest
+import torch
 from datasets import Dataset, Features, Image, Value
 from fault_server import FaultServer, say, status
 from PIL import Image as Pillow
@@ -56,9 +57,12 @@ def data(tmp_path):
 def editor(tmp_path_factory):
     folder = tmp_path_factory.mktemp("editor") / "small"
     make_pipeline().save_pretrained(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two for so small a model wait for each other, minutes long where the machine is busy
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load_editor", cache(loading.load_editor))  # once for all tests
         yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
