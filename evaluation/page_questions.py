@@ -12,7 +12,7 @@ import numpy as np
 
 from evaluation.benchmark import Benchmark, BenchmarkError, Verdict
 from evaluation.kept_pictures import with_pictures
-from evaluation.page_room import Thumbnail, clipped, text_limit, thumbnails
+from evaluation.page_room import Thumbnail, clipped, text_limits, thumbnails
 from evaluation.report import Report
 from evaluation.runs import Answer, Asked, Member, Run
 from evaluation.summary import figure, mean_of
@@ -32,7 +32,8 @@ class PageQuestions:
         rows: a question each: `asked` [conversation], whose pictures are places in `pictures`; `truth`; `runs`
             [{asked, answers}], where `asked` is a place in `asked`.
         pictures: each once.
-        text_limit: bytes of the longest text that is here as a whole; None where all are.
+        text_limits: bytes of the longest text that is here as a whole, of questions and answers, and of reasoning and
+            rounds; None where all are.
         rounds: a list a run with the figure of each round's trajectories before the last, by their own answers.
         unjudged: why trajectories have no verdicts; "" where they have.
     """
@@ -40,7 +41,7 @@ class PageQuestions:
     index: dict
     rows: list[dict]
     pictures: list[Thumbnail]
-    text_limit: int | None
+    text_limits: tuple[int | None, int | None]
     rounds: list[list[dict | None]]
     unjudged: str
 
@@ -56,9 +57,9 @@ def page_questions(report: Report) -> PageQuestions:
     verdicts, unjudged = _verdicts(report)
     paths = {Path(path).name: path for run in report.runs for asked in run.questions for path in _pictures_of(asked)}
     places = {name: place for place, name in enumerate(paths)}
-    limit = text_limit(list(_texts(report)))
+    limits = text_limits(list(_texts(report)), list(_inner_texts(report)))
     rows = [
-        _Row(limit, places, verdicts).of(questions[id], [own.get(id, []) for own in answers]) for id in order
+        _Row(*limits, places, verdicts).of(questions[id], [own.get(id, []) for own in answers]) for id in order
     ]  # fmt: skip
     index = {
         "ids": order,
@@ -70,7 +71,7 @@ def page_questions(report: Report) -> PageQuestions:
         ],
     }
     rounds = [_rounds(run, place, verdicts) for place, run in enumerate(report.runs)]
-    return PageQuestions(index, rows, thumbnails(list(paths.values())), limit, rounds, unjudged)
+    return PageQuestions(index, rows, thumbnails(list(paths.values())), limits, rounds, unjudged)
 
 
 # Verdicts on the trajectories of rounds
@@ -161,21 +162,27 @@ def _parts(asked: Asked) -> list[dict]:
 
 
 def _texts(report: Report) -> Iterable[str]:
-    """Everything that rows hold and that may be long."""
+    """What rows hold of questions and answers."""
     for run in report.runs:
         for asked in run.questions:
             yield from (part["text"] for part in _parts(asked) if part["type"] == "text")
             yield from (turn["content"] for turn in asked.conversation if isinstance(turn["content"], str))
             yield from map(str, asked.truth.values())
         for answer in run.answers:
-            yield from (answer.response, answer.reasoning, answer.error, answer.parsed, answer.note, *answer.notes)
-            for member in (member for round_ in answer.rounds for member in round_):
-                yield from (member.message, member.error)
+            yield from (answer.response, answer.error, answer.parsed, answer.note, *answer.notes)
+
+
+def _inner_texts(report: Report) -> Iterable[str]:
+    """And of the ways to them."""
+    for answer in (answer for run in report.runs for answer in run.answers):
+        yield answer.reasoning
+        yield from (text for round_ in answer.rounds for one in round_ for text in (one.message, one.error))
 
 
 @dataclass(frozen=True)
 class _Row:
     limit: int | None
+    inner_limit: int | None
     places: dict[str, int]
     verdicts: Verdicts
 
@@ -205,8 +212,9 @@ class _Row:
             return {"sample": answer.sample, "error": self._clip(answer.error)}
         judged = self.verdicts.get((place, answer.id, answer.sample), [])
         return {
-            "sample": answer.sample, "response": self._clip(answer.response), "reasoning": self._clip(answer.reasoning),
-            "finish": answer.finish, "score": answer.score, "parsed": self._clip(answer.parsed),
+            "sample": answer.sample, "response": self._clip(answer.response),
+            "reasoning": self._clip_inner(answer.reasoning), "finish": answer.finish,
+            "score": answer.score, "parsed": self._clip(answer.parsed),
             "guessed": answer.guessed, "modern": answer.modern, "note": self._clip(answer.note),
             "tokens": [answer.prompt_tokens, answer.completion_tokens], "seconds": answer.seconds,
             "notes": [self._clip(note) for note in answer.notes],
@@ -216,14 +224,17 @@ class _Row:
 
     def _member(self, member: Member, answer: Answer, judged: list[list[Verdict | None]], r: int, i: int) -> dict:
         if member.error or member.cancelled:
-            return {"error": self._clip(member.error), "cancelled": member.cancelled}
+            return {"error": self._clip_inner(member.error), "cancelled": member.cancelled}
         row = {"finish": member.finish, "tokens": member.completion_tokens}
         # The answer is above, and is not said again.
         again = r == len(answer.rounds) - 1 and member.message == answer.response
-        row["message"] = None if again else self._clip(member.message)
+        row["message"] = None if again else self._clip_inner(member.message)
         if judged and (verdict := judged[r][i]):
             row |= {"parsed": self._clip(verdict.parsed), "score": verdict.score, "guessed": verdict.guessed}
         return row
 
     def _clip(self, text: str) -> str:
         return clipped(text, self.limit)
+
+    def _clip_inner(self, text: str) -> str:
+        return clipped(text, self.inner_limit)

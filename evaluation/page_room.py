@@ -15,7 +15,7 @@ from PIL import Image
 from vlm.pictures import PictureError, open_picture
 
 PICTURES = 16 * 2**20  # bytes of a page that all pictures may take together
-TEXTS = 16 * 2**20  # and what models said and were asked
+TEXTS = 24 * 2**20  # and what models said and were asked
 LONGEST_EDGE = 640  # pixels of a picture on the page, however much room there is
 SHORTEST_EDGE = 48  # below this nothing can be seen
 QUALITY = 80
@@ -110,10 +110,15 @@ def _finite(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def text_limit(texts: Sequence[str], room: int = TEXTS) -> int | None:
-    """The most bytes that each text may take, so that all together take at most `room`; None where all fit."""
-    sizes = [_size(text) for text in texts]
-    return None if sum(sizes) <= room else water_level(sizes, room)
+def text_limits(first: Sequence[str], others: Sequence[str], room: int = TEXTS) -> tuple[int | None, int | None]:
+    """The most bytes that each of the first texts, and each of the others, may take; None where nothing is cut.
+
+    The others share what the first ones leave, and at least a quarter of the room.
+    """
+    sizes, more = [_size(text) for text in first], [_size(text) for text in others]
+    limit = water_level(sizes, room - min(sum(more), room // 4))
+    other = water_level(more, room - sum(min(size, limit) for size in sizes))
+    return limit if limit < max(sizes, default=0) else None, other if other < max(more, default=0) else None
 
 
 def clipped(text: str, limit: int | None) -> str:

@@ -217,6 +217,17 @@ def test_the_water_level_fills_the_room_and_no_more(sizes, room):
     assert level == max(sizes, default=0) or sum(min(size, level + 1) for size in sizes) > room
 
 
+@given(st.lists(st.text(max_size=60), max_size=9), st.lists(st.text(max_size=60), max_size=9), st.integers(0, 900))
+def test_what_led_to_an_answer_gives_way_to_it_but_not_altogether(first, others, room):
+    limit, other = page_room.text_limits(first, others, room)
+    sizes = [[len(page_room.embedded(text).encode()) - 2 for text in texts] for texts in (first, others)]
+    taken = [sum(size if most is None else min(size, most) for size in own)
+             for own, most in zip(sizes, (limit, other), strict=True)]  # fmt: skip
+    assert sum(taken) <= room
+    if limit is not None:  # then the others have their quarter, but for what cannot be shared out evenly
+        assert taken[1] >= min(sum(sizes[1]), room // 4) - len(others)
+
+
 @given(st.text(max_size=3000), st.integers(0, 400))
 def test_a_clipped_text_says_how_much_is_gone(text, limit):
     short = page_room.clipped(text, limit)
@@ -249,12 +260,13 @@ def test_pictures_are_shown_smaller_where_all_need_more_than_there_is_room(tmp_p
 
 
 def test_long_texts_lose_their_middle_and_the_page_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(page_questions, "text_limit", lambda texts: page_room.text_limit(texts, 40_000))
+    monkeypatch.setattr(page_questions, "text_limits", lambda *texts: page_room.text_limits(*texts, 40_000))
     asked = questions(20)
     answers = [answer_of(q.id, "0", False, reasoning="<thought> " * 2000 + "the end") for q in asked]
     page = page_html(read_report([written(tmp_path / "run", asked, answers)]))
     assert len(part(page, "rows")) < 60_000 and "without their middle" in words_of(page)
     reasoning = rows_of(page)[7]["runs"][0]["answers"][0]["reasoning"]
+    assert rows_of(page)[7]["runs"][0]["answers"][0]["response"] == "It is \\boxed{999}."  # before what led to it
     assert reasoning.startswith("<thought>") and reasoning.endswith("the end") and "characters …]" in reasoning
 
 
