@@ -16,7 +16,7 @@ from edit.inputs import EditError
 from edit.loading import load_editor
 from edit.pipeline import EditPipeline
 from edit.thinking import Ask, Thought, think_and_edit
-from vlm.page import cached, picture_input, quiet, warn
+from vlm.page import Stoppable, cached, picture_input, quiet, warn
 from vlm.pictures import open_picture
 
 MINI = "mini"
@@ -72,7 +72,7 @@ class Entry:
 
 
 @dataclass
-class EditPanel:
+class EditPanel(Stoppable):
     """The panel "Edit". `build` lays it out; the other methods are events.
 
     Attributes:
@@ -83,7 +83,6 @@ class EditPanel:
     editors: Editors
     samples: list[Sample] = field(default_factory=list)
     think: Callable[[EditPipeline, int], Ask] | None = None
-    stops: dict[str, threading.Event] = field(default_factory=dict)  # by browser session
 
     def build(self) -> None:
         """Add the panel's components and events to the surrounding `gr.Blocks`."""
@@ -176,24 +175,6 @@ class EditPanel:
 
     # Edits
 
-    def start(self, request: gr.Request):
-        self.stops[request.session_hash] = threading.Event()
-        return gr.Button(interactive=False), gr.Button(interactive=True)
-
-    def finish(self, request: gr.Request):
-        self.stops.pop(request.session_hash, None)
-        return gr.Button(interactive=True), gr.Button(interactive=False)
-
-    def stop(self, request: gr.Request) -> None:
-        """Ends the edit after the running step; what the picture would have become so far is shown."""
-        if request.session_hash in self.stops:
-            self.stops[request.session_hash].set()
-
-    def leave(self, request: gr.Request) -> None:
-        """Nobody reads on: the machine is not kept busy for a closed window."""
-        self.stop(request)
-        self.stops.pop(request.session_hash, None)
-
     def edit(
         self, history: list[Entry], instruction: str, name: str, strength: float, seed: int | None, seeds: int,
         plan: bool, reflect: bool, request: gr.Request,
@@ -203,7 +184,7 @@ class EditPanel:
         A refusal leaves everything as it was.
         """
         unchanged = [gr.skip()] * 5
-        stop = self.stops.setdefault(request.session_hash, threading.Event())
+        stop = self.stopped(request)
         instruction = instruction.strip()
         try:
             if not history:

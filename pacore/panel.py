@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pacore.panel_answers import coordinated_answer, one_answer
 from pacore.plan import BUDGETS, Plan, parse_rounds
 from pacore.tree import KEEP_OPEN
 from vlm.answering import ModelError
-from vlm.page import cached, drawn_picture, picture_input, quiet, warn
+from vlm.page import Stoppable, cached, drawn_picture, picture_input, quiet, warn
 from vlm.pictures import PictureError, open_picture
 from vlm.rollout import Rollout
 
@@ -69,14 +68,13 @@ class Sample(Protocol):
 
 
 @dataclass
-class AskPanel:
+class AskPanel(Stoppable):
     """The panel "Ask": a picture, a question, a streamed answer. `build` lays it out; the other methods are events."""
 
     models: Models
     model_name: str
     samples: list[Sample] = field(default_factory=list)
     others: list[str] = field(default_factory=list)  # models to pick besides the first
-    stops: dict[str, threading.Event] = field(default_factory=dict)  # by browser session
 
     def build(self) -> None:
         """Add the panel's components and events to the surrounding `gr.Blocks`."""
@@ -171,24 +169,6 @@ class AskPanel:
 
     # Answers
 
-    def start(self, request: gr.Request):
-        self.stops[request.session_hash] = threading.Event()
-        return gr.Button(interactive=False), gr.Button(interactive=True)
-
-    def finish(self, request: gr.Request):
-        self.stops.pop(request.session_hash, None)
-        return gr.Button(interactive=True), gr.Button(interactive=False)
-
-    def stop(self, request: gr.Request) -> None:
-        """Ends the answer that is being written; what was written stays."""
-        if request.session_hash in self.stops:
-            self.stops[request.session_hash].set()
-
-    def leave(self, request: gr.Request) -> None:
-        """Nobody reads on: the machine is not kept busy for a closed window."""
-        self.stop(request)
-        self.stops.pop(request.session_hash, None)
-
     async def ask(
         self,
         kept: str | None,
@@ -221,7 +201,7 @@ class AskPanel:
             yield answers, quiet(), ""
             content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
             conversation = [{"role": "user", "content": content}]
-            stop = self.stops.setdefault(request.session_hash, threading.Event())
+            stop = self.stopped(request)
             if plan is None:
                 replies = one_answer(model, processor, conversation, stop)
             else:

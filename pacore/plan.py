@@ -27,7 +27,9 @@ def parse_rounds(value: str | Sequence[int]) -> tuple[int, ...]:
         if value in BUDGETS:
             return BUDGETS[value]
         try:
-            widths = tuple(int(part) for part in value.strip().removeprefix("[").removesuffix("]").split(","))
+            bare = value.strip()
+            bare = bare[1:-1] if bare[:1] + bare[-1:] == "[]" else bare
+            widths = tuple(int(part) for part in bare.split(","))
         except ValueError:
             raise PlanError(
                 f"rounds are {value!r}; use one of {', '.join(BUDGETS)}, or widths such as '16' or '32,4'."

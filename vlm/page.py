@@ -1,6 +1,8 @@
 """What the demo's panels have in common: a picture input, a notice, pictures that the page may show. Needs Gradio."""
 
 import html
+import threading
+from dataclasses import dataclass, field
 
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
@@ -48,3 +50,38 @@ def drawn_picture(drawing: dict | None) -> str | None:
     if all(layer.getbbox() is None for layer in layers):
         return None
     return cached(open_picture(drawing["composite"]))
+
+
+@dataclass
+class Stoppable:
+    """A panel with a button that starts work and one that stops it; its methods are events.
+
+    Attributes:
+        stops: by browser session, what is set once its work is to end.
+    """
+
+    stops: dict[str, threading.Event] = field(default_factory=dict, kw_only=True)
+
+    def stopped(self, request: gr.Request) -> threading.Event:
+        """This session's entry of `stops`."""
+        return self.stops.setdefault(request.session_hash, threading.Event())
+
+    def start(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
+        """Updates of the two buttons."""
+        self.stops[request.session_hash] = threading.Event()
+        return gr.Button(interactive=False), gr.Button(interactive=True)
+
+    def finish(self, request: gr.Request) -> tuple[gr.Button, gr.Button]:
+        """Updates of the two buttons."""
+        self.stops.pop(request.session_hash, None)
+        return gr.Button(interactive=True), gr.Button(interactive=False)
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the work; what there is of it stays."""
+        if request.session_hash in self.stops:
+            self.stops[request.session_hash].set()
+
+    def leave(self, request: gr.Request) -> None:
+        """Nobody reads on: the machine is not kept busy for a closed window."""
+        self.stop(request)
+        self.stops.pop(request.session_hash, None)
