@@ -1,6 +1,7 @@
 """The world: equal seeds give equal samples, truths follow from scenes, withheld compositions stay withheld."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -101,6 +102,22 @@ def test_a_shape_is_drawn_inside_its_box(seed):
     assert marked
     assert min(x for x, _ in marked) >= x1 - 2 and max(x for x, _ in marked) <= x2 + 2
     assert min(y for _, y in marked) >= y1 - 2 and max(y for _, y in marked) <= y2 + 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.sampled_from(("picture", "text")))
+def test_marks_are_behind_those_things_that_the_legend_names(seed, modality):
+    sample = draw_sample(seed, "train", task="match", modality=modality)
+    legend = dict(entry.rsplit(" ", 1) for entry in sample.prompt.rpartition("? ")[2].split(", "))
+    assert len(set(legend.values())) == len(legend) > 1
+    cells = re.split(r"\s(?=r\dc\d)", sample.answer)
+    said = [words for cell in cells for words in cell.split(" ", 1)[1].split(" + ") if words != "-"]
+    for thing, words in zip(sample.scene.things, said, strict=True):
+        known = {key: legend[key] for key in (thing.colour, thing.shape, thing.name) if key in legend}
+        assert [word for word in words.split() if len(word) == 1] == list(known.values())
+        for key, letter in known.items():
+            assert f"{key} {letter}" in words
+    assert len(cells) == 16
 
 
 def test_changing_one_thing_leaves_the_others():

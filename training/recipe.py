@@ -25,13 +25,13 @@ class World(_Strict):
         split: `train`, or its first rung `easy`; the others are for evaluation and refused here.
         families: which families, None for all.
         modality: `picture`, or `text` for the twin without a picture.
-        task: `question`, `transcribe` or `locate`.
+        task: `question`, `transcribe`, `locate` or `match`.
     """
 
     split: Literal["easy", "train"] = "train"
     families: list[str] | None = None
     modality: Literal["picture", "text"] = "picture"
-    task: Literal["question", "transcribe", "locate"] = "question"
+    task: Literal["question", "transcribe", "locate", "match"] = "question"
 
     @model_validator(mode="after")
     def _known_families(self):

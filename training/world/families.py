@@ -49,7 +49,7 @@ REGISTRY["clock"] = Family(clocks.draw_clock, clocks.render, clocks.clock, lambd
 REGISTRY["maze"] = Family(mazes.draw_maze, mazes.render, mazes.maze, lambda s: len(s.open_cells) / 12)
 
 FAMILIES = tuple(REGISTRY)
-TASKS = ("question", "transcribe", "locate")
+TASKS = ("question", "transcribe", "locate", "match")
 
 
 def draw_sample(
@@ -62,7 +62,8 @@ def draw_sample(
         split: one of `SPLITS`.
         family: one of `FAMILIES`, or None for a random one.
         modality: `picture`, or `text` for the twin that gets the transcription in words and no picture.
-        task: `question`; `transcribe` (say everything there is, in order); or `locate` (a box for every shape).
+        task: `question`; `transcribe` (say everything there is, in order); `locate` (a box for every shape); or `match`
+            (transcribe a scene of shapes with marks behind those of several kinds).
 
     Raises:
         ValueError: an argument is not among these; the message lists them.
@@ -73,8 +74,7 @@ def draw_sample(
             raise ValueError(f"no {name} named {value!r}; there are {', '.join(str(a) for a in allowed if a)}.")
     rng = stream("world", split, seed, family, modality, task)
     name = family or rng.choice(FAMILIES)
-    if task == "locate":
-        name = "grounding"
+    name = {"locate": "grounding", "match": "caption"}.get(task, name)
     chosen = REGISTRY[name]
     scene, question = _draw(chosen, rng, split, task)
     nuisance = rendering.draw_nuisance(rng, split)
@@ -120,6 +120,8 @@ def _draw(chosen: Family, rng: random.Random, split: str, task: str):
             return scene, _transcribe(scene, rng)
         if task == "locate" and scene.things:
             return scene, _locate(scene, rng)
+        if task == "match" and scene.things:
+            return scene, questions.match(scene, rng)
         if task == "question":
             return scene, _as_choice(question, rng) if rng.random() < 0.15 else question
 
@@ -134,7 +136,7 @@ def _in_words(scene, family: str, task: str, rng: random.Random) -> str:
         lines = _boxes(scene)
         rng.shuffle(lines)
         return "\n".join(lines)
-    if task == "question":
+    if task in ("question", "match"):
         return scene.transcription()
     entries = scene.entries()
     rng.shuffle(entries)

@@ -14,7 +14,7 @@ import random
 
 from training.world.rendering import box
 from training.world.sample import NotAskable, Question
-from training.world.scenes import COLOURS, GRID, HELD_OUT_PAIRS, SHAPES, Scene, Thing
+from training.world.scenes import COLOURS, GRID, HELD_OUT_PAIRS, SHAPES, TRAINING_PAIRS, Scene, Thing
 
 FOUND = "!"
 ORDINALS = ("first", "second", "third", "fourth")
@@ -362,6 +362,25 @@ def tally(scene: Scene, rng: random.Random) -> Question:
     legend = _legend(*(f"{shape} + {value}" for shape, value in values.items()))
     return Question(prompt.format(sentence[0].upper() + sentence[1:]), f"total {total}", _listed(items), str(total),
                     {"kind": "numeric", "truth": total}, legend, _marked(scene, marks))  # fmt: skip
+
+
+def match(scene: Scene, rng: random.Random) -> Question:
+    """Not a family of its own: the glance back that all of them need, several times in one sample.
+
+    A skill that a sample needs once or twice is learnt so slowly that it seems not to be learnt at all.
+    """
+    kind = rng.choice(("shape", "colour", "name"))
+    there = list(dict.fromkeys(getattr(t, kind) for t in scene.things))
+    others = {"shape": SHAPES, "colour": COLOURS, "name": tuple(" ".join(pair) for pair in TRAINING_PAIRS)}[kind]
+    absent = [words for words in others if words not in there]
+    wanted = rng.sample(there, min(len(there), 4)) + rng.sample(absent, 1)
+    rng.shuffle(wanted)
+    letters = dict(zip(wanted, rng.sample("ABCDEF", len(wanted)), strict=True))
+    marks = {i: f" {letters[getattr(t, kind)]}" for i, t in enumerate(scene.things) if getattr(t, kind) in letters}
+    answer = scene.transcription(_marked(scene, marks, "colour" if kind == "colour" else "shape"))
+    listed = ", ".join(f"{words} {letter}" for words, letter in letters.items())
+    prompt = rng.choice(("Transcribe the picture with marks", "Mark what you see")) + f"\n{_legend(listed)}"
+    return Question(prompt, "", "", answer, {"kind": "exact", "truth": [answer]})
 
 
 FAMILIES = {f.__name__: f for f in (caption, attribute, existence, count, compare, relation, extreme, grounding, tally)}
