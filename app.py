@@ -34,7 +34,7 @@ SAMPLE_SEED = 20
 
 ABOUT_MINI = (
     "**mini** learned to see on two CPU cores, from drawn scenes alone: shapes, counts, sums, printed digits, charts, "
-    "clocks and small mazes. On new pictures of these kinds it is right about every other time. It "
+    "clocks and small mazes. On new pictures of these kinds it is right about two times in three. It "
     "has never seen a photograph and cannot chat: outside its world it answers just as fluently, and wrongly."
 )
 ABOUT_OTHERS = "Each question stands alone: the model sees the picture and this question, not the earlier answers."
@@ -126,7 +126,7 @@ def main(host: str = "127.0.0.1", port: int = 7860, model: str = MINI) -> None:
     try:
         models = Models()
         samples = [draw_sample(SAMPLE_SEED, family=family) for family in FAMILIES]
-        edits = [draw_edit(SAMPLE_SEED, family=family) for family in EDIT_FAMILIES]
+        edits = [draw_edit(SAMPLE_SEED, family=family, language="en") for family in EDIT_FAMILIES]
         page = build(models, model, samples, edits)
         address = launch(page, host, port, prevent_thread_lock=True)
     except ModelError as error:

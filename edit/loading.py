@@ -22,7 +22,7 @@ def locate_editor(model: str = "mini") -> Path:
         if not folder.is_dir():
             raise ModelError(
                 f"the mini editor is not at {folder}; none is shipped yet: train one with a recipe that has the stages "
-                f"`vae` and `edit`, as mini-smoke has, and name its folder with --model."
+                f"`vae` and `edit`, as mini-smoke has, and give its folder."
             )
     else:
         folder = Path(model).expanduser()
