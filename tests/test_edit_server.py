@@ -348,6 +348,7 @@ def test_nobody_waits_longer_than_the_limit(pipeline):
 def signals():
     """The handlers that the command sets are the process's."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, tests among them
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
