@@ -22,7 +22,7 @@ from edit.configuration import PRESETS, mini_editor
 from edit.inputs import EditError
 from edit.loading import load_editor, locate_editor
 from edit.pipeline import EditPipeline
-from edit.thinking import Ask, think_and_edit
+from edit.thinking import think_and_edit
 from pacore import BackendError, PacoreError, PlanError
 from pacore.asking import ask_in_parallel
 from vlm.answering import ModelError, load
@@ -129,6 +129,9 @@ def edit(options: Edit) -> None:
     if options.lora:
         pipeline.load_lora_weights(options.lora)
     console = Console(stderr=True, highlight=False)
+    ask = None
+    if options.rollouts > 1:
+        ask = ask_in_parallel(pipeline.vision_language_model, pipeline.processor, options.rollouts)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("editing", total=None)
 
@@ -144,7 +147,7 @@ def edit(options: Edit) -> None:
             reflections=options.reflections if options.reflect else 0,
             seeds=options.seeds,
             seed=options.seed,
-            ask=in_parallel(pipeline, options.rollouts) if options.rollouts > 1 else None,
+            ask=ask,
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
             strength=options.strength,
@@ -167,11 +170,6 @@ def _brief(words: str) -> str:
     """On one line."""
     line = " ".join(words.split())
     return line if len(line) <= 160 else line[:157] + "…"
-
-
-def in_parallel(pipeline: EditPipeline, rollouts: int) -> Ask:
-    """Questions to the pipeline's model, each answered by several trajectories and a synthesis."""
-    return ask_in_parallel(pipeline.vision_language_model, pipeline.processor, rollouts)
 
 
 def serve(options: Serve) -> None:

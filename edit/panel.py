@@ -16,7 +16,7 @@ from edit.inputs import EditError
 from edit.loading import load_editor
 from edit.pipeline import EditPipeline
 from edit.thinking import Ask, Thought, think_and_edit
-from vlm.page import Stoppable, cached, picture_input, quiet, warn
+from vlm.page import Stoppable, cached, picture_input, quiet, sample_gallery, warn
 from vlm.pictures import open_picture
 
 MINI = "mini"
@@ -94,11 +94,7 @@ class EditPanel(Stoppable):
                 picture_notice = gr.HTML(visible=False, padding=False)
                 if self.samples:
                     gr.Markdown("Or take a sample, with its instruction:")
-                gallery = gr.Gallery(
-                    [(sample.before, sample.family.replace("_", " ")) for sample in self.samples],
-                    show_label=False, height=232, format="png", object_fit="contain", allow_preview=False, buttons=[],
-                    interactive=False, visible=bool(self.samples), elem_id="edit-samples",
-                )  # fmt: skip
+                gallery = sample_gallery([(sample.before, sample.family) for sample in self.samples], "edit-samples")
             with gr.Column(scale=6, min_width=320):
                 instruction = gr.Textbox(
                     label="Instruction", lines=1, max_lines=6, placeholder="Make the red circle blue.",

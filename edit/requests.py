@@ -14,6 +14,7 @@ from starlette.requests import Request
 from vlm.receiving import (
     RequestError,
     body_pieces,
+    check_limits,
     decoded_picture,
     first_error,
     inline_bytes,
@@ -57,10 +58,7 @@ class Limits:
     per_minute: int | None = 120
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            least = 0 if name == "queue" else 1
-            if value is not None and value < least:
-                raise ValueError(f"the limit {name} is {value}; give {least} or more.")
+        check_limits(vars(self))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pacore.panel_answers import coordinated_answer, one_answer
 from pacore.plan import BUDGETS, Plan, parse_rounds
 from pacore.tree import KEEP_OPEN
 from vlm.answering import ModelError
-from vlm.page import Stoppable, cached, drawn_picture, picture_input, quiet, warn
+from vlm.page import Stoppable, cached, drawn_picture, picture_input, quiet, sample_gallery, warn
 from vlm.pictures import PictureError, open_picture
 from vlm.rollout import Rollout
 
@@ -95,11 +95,7 @@ class AskPanel(Stoppable):
                 picture_notice = gr.HTML(visible=False, padding=False)
                 if self.samples:
                     gr.Markdown("Or take a sample, with its question:")
-                gallery = gr.Gallery(
-                    [(sample.picture, sample.family.replace("_", " ")) for sample in self.samples],
-                    show_label=False, height=232, format="png", object_fit="contain", allow_preview=False, buttons=[],
-                    interactive=False, visible=bool(self.samples), elem_id="samples",
-                )  # fmt: skip
+                gallery = sample_gallery([(sample.picture, sample.family) for sample in self.samples], "samples")
             with gr.Column(scale=6, min_width=320):
                 question = gr.Textbox(
                     label="Question", lines=1, max_lines=8, placeholder="How many red circles are there?",

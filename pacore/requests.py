@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pacore.agreement import Adaptive
 from pacore.backends import Backend
 from pacore.coordination import BUDGETS, Budget, Plan, PlanError, parse_rounds
-from vlm.receiving import RequestError, first_error, json_object, refuse_unsupported, shown
+from vlm.receiving import RequestError, check_limits, first_error, json_object, refuse_unsupported, shown
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class Limits:
     per_minute: int | None = 120
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            least = 0 if name == "queue" else 1
-            if value is not None and value < least:
-                raise ValueError(f"the limit {name} is {value}; give {least} or more.")
+        check_limits(vars(self))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from vlm.pictures import open_picture
 
@@ -27,6 +28,15 @@ def picture_input(name: str, alt_text: str) -> gr.Image:
     # On the instance, since Gradio writes a .pyi file beside the source of every subclass of its components.
     picture.preprocess = lambda payload: payload.path if payload else None
     return picture
+
+
+def sample_gallery(samples: list[tuple[Image.Image, str]], name: str) -> gr.Gallery:
+    """Pictures to try, each over the name of its family; `name` is the component's."""
+    return gr.Gallery(
+        [(picture, family.replace("_", " ")) for picture, family in samples],
+        show_label=False, height=232, format="png", object_fit="contain", allow_preview=False, buttons=[],
+        interactive=False, visible=bool(samples), elem_id=name,
+    )  # fmt: skip
 
 
 def warn(line: str) -> dict:

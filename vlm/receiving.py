@@ -46,6 +46,14 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def check_limits(limits: Mapping[str, float | None]) -> None:
+    """Of an endpoint, by name; None is no limit. Raises ValueError for one that lets nothing through."""
+    for name, value in limits.items():
+        least = 0 if name == "queue" else 1
+        if value is not None and value < least:
+            raise ValueError(f"the limit {name} is {value}; give {least} or more.")
+
+
 def content_type(request: Request, *kinds: str) -> str:
     """Which of `kinds` the body says it is. Raises RequestError (415) where it is none of them."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

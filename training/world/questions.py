@@ -2,9 +2,8 @@
 
 What is looked for is said first, each with its mark (`? red star A, blue moon B`), and then the transcription repeats
 the mark behind the thing: one glance back at the same words, which a small model can learn. To search a finished list
-for what matches is not so easy: with plain transcriptions and lists drawn from them afterwards, mini transcribed
-72 % of the scenes without a mistake and then took the wrong thing from every second one; marks without a legend did no
-better.
+for what matches is not so easy: with plain transcriptions and lists drawn from them afterwards, mini transcribed most
+scenes without a mistake and then took the wrong thing from every second one; marks without a legend did no better.
 The steps begin with the place of what was found. The evidence in the conclusion repeats the items, so that two
 conclusions can be compared part by part.
 """
