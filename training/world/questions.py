@@ -368,11 +368,16 @@ def match(scene: Scene, rng: random.Random) -> Question:
 
     A skill that a sample needs once or twice is learnt so slowly that it seems not to be learnt at all.
     """
-    kind = rng.choice(("shape", "colour", "name"))
+    # Names above all: to match two words at once is what is learnt last.
+    kind = rng.choice(("shape", "colour", "name", "name", "name"))
     there = list(dict.fromkeys(getattr(t, kind) for t in scene.things))
     others = {"shape": SHAPES, "colour": COLOURS, "name": tuple(" ".join(pair) for pair in TRAINING_PAIRS)}[kind]
     absent = [words for words in others if words not in there]
-    wanted = rng.sample(there, min(len(there), 4)) + rng.sample(absent, 1)
+    if kind == "name":
+        # Near misses: half of the name is there.
+        seen = {word for t in scene.things for word in (t.colour, t.shape)}
+        absent = [name for name in absent if seen & set(name.split())]
+    wanted = rng.sample(there, min(len(there), 4)) + rng.sample(absent, min(len(absent), 2 if kind == "name" else 1))
     rng.shuffle(wanted)
     letters = dict(zip(wanted, rng.sample("ABCDEF", len(wanted)), strict=True))
     marks = {i: f" {letters[getattr(t, kind)]}" for i, t in enumerate(scene.things) if getattr(t, kind) in letters}
