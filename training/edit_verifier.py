@@ -2,6 +2,12 @@
 
 Both are measured against the rendered truth, after a small blur, and each pixel may take the best of nine positions up
 to half a pixel away: neither a slight shift nor a decoder's softness nor a codec's noise is an edit.
+
+The thresholds were fixed before any editor was trained, on edits of the split `train`, as many of each family. Results
+that should pass did: the truth itself 36 of 36; moved by half a pixel 396 of 396; blurred and grained as a small
+autoencoder does, at 30 dB on average 299 of 300, at 27 dB 277 of 300. Those that should not did not: the picture as it
+was 0 of 36; another instruction carried out on the same scene 0 of 338; the right kind of edit on the wrong thing 1 of
+389; the right edit with a drifted background (by 16 of RGB, where no new background was asked for) 0 of 358.
 """
 
 from typing import NamedTuple
