@@ -183,9 +183,14 @@ async def batch(options: Batch) -> int:
                     if row["error"]:
                         failed.append(row)
                         bar.console.print(f"[red]{escape(row['id'])}: {escape(row['error'])}[/]", soft_wrap=True)
+                    else:
+                        answered.add(row["id"])
                     bar.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
 
                 await run_batch(backend, left, plan, out, journal, options.at_once, on_row)
+        except BackendError as error:
+            had = f"{len(answered)} of {len(questions)} questions are answered"
+            raise BatchError(f"{error} {had}; --resume goes on with the others.") from error
         finally:
             await backend.close()
         for total in journal.totals():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pacore.backends import Backend, BackendError
+from pacore.backends import Backend
 from pacore.coordination import Outcome, PacoreError, Plan, PlanError, solve
 from pacore.journal import Journal
 
@@ -144,7 +144,11 @@ async def run_batch(
 ) -> None:
     """Answers the questions, `at_once` of them at a time, and appends a line to `out` as each is done.
 
-    A question that fails has a line with its `error`. Raises JournalError where a trajectory cannot be recorded.
+    A question that fails has a line with its `error`.
+
+    Raises:
+        BackendError: every other question would fail in the same way; those in work are cancelled.
+        JournalError: a trajectory cannot be recorded.
     """
     waiting: Iterator[Question] = iter(questions)
     with out.open("a", encoding="utf-8") as file:
@@ -154,7 +158,7 @@ async def run_batch(
                 outcome, error = None, ""
                 try:
                     outcome = await solve(backend, question.conversation, plan, problem=question.id, journal=journal)
-                except (PacoreError, PlanError, BackendError) as failure:
+                except (PacoreError, PlanError) as failure:
                     error = str(failure)
                 row = record(question, outcome, error)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -61,6 +61,7 @@ async def solve(
 
     Raises:
         PacoreError: no answer could be had.
+        BackendError: nor would any other question have one; its `fatal` is set.
         PlanError: the conversation, or its messages, do not fit the plan.
         Cancelling the task cancels every trajectory.
     """
@@ -252,12 +253,17 @@ class _Run:
         return trajectory
 
     def _check(self, round: int, width: int, trajectories) -> None:
-        """Raises PacoreError where the round has fewer trajectories than it needs, unless the budget ended it."""
+        """Raises PacoreError where the round has fewer trajectories than it needs, unless the budget ended it.
+
+        BackendError where that is not a matter of this question.
+        """
         finished = sum(t.completion is not None for t in trajectories)
         errors = [t.error for t in trajectories if t.error]
         if errors:
             self.notes.append(f"round {round + 1}: {len(errors)} of {width} failed, the first: {errors[0]}")
         if finished < self.plan.least(width) and errors and not self._over():
+            if fatal := next((t.error for t in trajectories if t.fatal), ""):
+                raise BackendError(fatal, fatal=True)
             raise PacoreError(
                 f"round {round + 1} has {finished} of the {self.plan.least(width)} trajectories it needs; "
                 f"{len(errors)} of {width} failed, the first: {errors[0]}"
@@ -277,7 +283,7 @@ class _Run:
                 completion = await self._call(prompt, digest, self._sampling(seed), round, index, self.problem)
             message, compaction = await self._compacted(completion, self._sampling(seed), round, index, final)
         except (BackendError, PictureError) as error:
-            fatal = getattr(error, "fatal", True)  # a picture that cannot be read is unreadable to all
+            fatal = isinstance(error, BackendError) and error.fatal
             return Trajectory(round, index, seed, None, error=str(error), fatal=fatal)
         return Trajectory(round, index, seed, completion, message, compaction=compaction)
 

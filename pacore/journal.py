@@ -1,7 +1,8 @@
 """The record of every trajectory, on disk before it counts: a killed run pays again only for what was in flight.
 
 One SQLite file in WAL mode, on a local disk (WAL needs shared memory, which network file systems lack). Any number of
-processes may use it at once: whoever works on a trajectory holds a lease, and the others wait for the result.
+processes may use it at once: whoever works on a trajectory holds a lease, and the others wait for the result. What a
+process worked on when it died is free at once (see `pacore.presence`); one that only stalls keeps it for its lease.
 """
 
 import asyncio
@@ -22,12 +23,13 @@ from typing import Any
 
 from pacore.backends import Completion, Sampling
 from pacore.database import Job, JournalError, Writer, explained, one_line, open_database
+from pacore.presence import Presence
 from vlm.pictures import open_picture
 
 __all__ = ["Journal", "JournalError", "RoundTotals", "conversation_digest", "trajectory_key"]
 
-# Seconds without a heartbeat after which a worker counts as dead. A shorter lease resumes sooner after a crash; a
-# machine that stalls for longer than it pays for a trajectory twice.
+# Seconds without a heartbeat after which a worker counts as lost. One that stalls for longer pays for a trajectory
+# twice.
 LEASE = 20.0
 BEATS_A_LEASE = 4
 
@@ -67,12 +69,16 @@ ON CONFLICT (key) DO UPDATE SET status = 'working', worker = :worker, beat = bea
 WHERE status IN ('failed', 'cancelled') OR (status = 'working' AND worker = :still AND beat = :beat)
 """
 
+_FREE = "UPDATE trajectories SET status = 'cancelled' WHERE status = 'working' AND worker GLOB ?"
+
 _LEAVE = "UPDATE trajectories SET status = :status WHERE key = :key AND worker = :worker AND status = 'working'"
 
 _LOSE = """
 INSERT INTO losses (key, problem, round, status, attempts, error)
 VALUES (:key, :problem, :round, :status, :attempts, :error)
 """
+
+_BEAT = "UPDATE trajectories SET beat = beat + 1 WHERE status = 'working' AND worker GLOB ?"
 
 # Whoever is first: a worker that stalled beyond its lease may come back to find the work done.
 _FINISH = """
@@ -130,11 +136,13 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike, lease: float = LEASE):
         self.path, self.lease = Path(path), lease
-        self._name, self._claims = uuid.uuid4().hex, itertools.count()
+        self._claims = itertools.count()
         self._reader = open_database(self.path, _TABLES)
+        self._presence = Presence(self.path)
         # `totals` may be asked for from another thread than the event loop's.
         self._reading = threading.Lock()
         self._writer = Writer(self.path, open_database(self.path, _TABLES), lease / BEATS_A_LEASE, self._beat)
+        self._writer.leave(self._free_the_dead_s)
 
     async def once(
         self,
@@ -165,7 +173,7 @@ class Journal:
             "round": round,
             "place": index,
             # Not only the journal: two tasks of one process may want the same trajectory too.
-            "worker": f"{self._name}/{next(self._claims)}",
+            "worker": f"{self._presence.name}/{next(self._claims)}",
         }
         known = await self._claim(claim)
         if known is not None:
@@ -227,6 +235,7 @@ class Journal:
     def close(self) -> None:
         """Ends after all that was recorded is on disk; what is still at work is left to its lease."""
         self._writer.close()
+        self._presence.close()
         with self._reading:
             self._reader.close()
 
@@ -269,10 +278,14 @@ class Journal:
         return *row[:3], _completion(row[3]) if row[0] == "finished" else None
 
     def _beat(self, connection: sqlite3.Connection) -> None:
-        """Shows that our workers live."""
-        connection.execute(
-            "UPDATE trajectories SET beat = beat + 1 WHERE status = 'working' AND worker GLOB ?", (f"{self._name}/*",)
-        )
+        """Shows that our workers live, and takes what the dead have left."""
+        connection.execute(_BEAT, (f"{self._presence.name}/*",))
+        self._free_the_dead_s(connection)
+
+    def _free_the_dead_s(self, connection: sqlite3.Connection) -> None:
+        with self._presence.dead() as names:
+            for name in names:
+                connection.execute(_FREE, (f"{name}/*",))
 
 
 def _lose(claim: dict, status: str, attempts: int = 0, error: str = "") -> Job:

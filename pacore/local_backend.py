@@ -86,9 +86,9 @@ class LocalBackend:
                     on_done=lambda sample: in_loop(settle, sample),
                 )
             except (ModelError, PictureError) as error:
-                in_loop(settle, BackendError(str(error), fatal=True))
+                in_loop(settle, BackendError(str(error)))
             except Exception as error:  # a conversation of another form fails in types of the template's own
-                in_loop(settle, BackendError(f"the conversation cannot be read: {error}", fatal=True))
+                in_loop(settle, BackendError(f"the conversation cannot be read: {error}"))
             if gone and row is not None:  # cancelled in between
                 row.cancel()
 

@@ -111,7 +111,8 @@ class OpenAIBackend:
         self._slots, self._ready = asyncio.Semaphore(concurrency), asyncio.Semaphore(concurrency + AHEAD)
         self._retries, self._timeout, self._logprobs = retries, timeout, logprobs
         self._rng, self._sleep = rng or random.Random(), sleep
-        self._answered = False  # ever, by the server
+        self._answered = False  # ever, by the model; servers list their models to everybody
+        self._fatal: list[str] = []  # what the calls said that told of all others
         self._pictures: deque[tuple[weakref.ref, str]] = deque(maxlen=KEPT_PICTURES)
         self._encoding = asyncio.Lock()
 
@@ -155,12 +156,16 @@ class OpenAIBackend:
         An empty message is a completion only if the server counts tokens for it; else it is a call that failed.
         """
         told = Told(on_text) if on_text is not None else None
+        known = len(self._fatal)
         # Not at once: a thousand calls that wait would hold as many copies of a picture.
         async with self._ready:
             body = self._body(await self._messages(conversation), sampling, stream=on_text is not None)
             async with self._slots:
+                if len(self._fatal) > known:  # while this one waited; one that comes later may find it mended
+                    raise BackendError(self._fatal[-1], attempts=0, fatal=True)
                 started = time.monotonic()
                 said, attempts = await self._persist(lambda: self._ask(body, told))
+                self._answered = True
         seconds = time.monotonic() - started
         reasoning, text = said.split()
         usage = said.usage or Usage()
@@ -195,14 +200,15 @@ class OpenAIBackend:
         attempt = 1
         while True:
             try:
-                had = await call()
-                self._answered = True
-                return had, attempt
+                return await call(), attempt
             except Fault as fault:
                 if not fault.passing or attempt > retries:
                     times = f" {attempt} times, last" if attempt > 1 else ""
                     message = f"{self._server} failed{times}: {fault}; {fault.remedy}."
-                    raise BackendError(message, attempts=attempt, fatal=fault.fatal) from fault
+                    fatal = fault.fatal or (fault.fatal_at_first and not self._answered)
+                    if fatal:
+                        self._fatal.append(message)
+                    raise BackendError(message, attempts=attempt, fatal=fatal) from fault
                 backoff = min(MAX_BACKOFF, BACKOFF * 2 ** min(attempt, 16))
                 await self._sleep(min(fault.asked, MAX_RETRY_AFTER) + self._rng.uniform(backoff / 2, backoff))
             attempt += 1
@@ -237,7 +243,7 @@ class OpenAIBackend:
                     async for event in stream:
                         yield event
         except Exception as error:  # some of the transport's errors pass the client unwrapped, and share no base
-            raise fault_of(error, self._answered) from error
+            raise fault_of(error) from error
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[openai.AsyncOpenAI]:
@@ -258,7 +264,7 @@ class OpenAIBackend:
                 with self._client() as client:
                     answer = await client.get("/models", cast_to=object)
         except Exception as error:
-            raise fault_of(error, self._answered) from error
+            raise fault_of(error) from error
         return read(Models, answer).data
 
     # What is sent

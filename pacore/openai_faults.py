@@ -9,14 +9,22 @@ import openai
 
 RETRYABLE = {408, 409, 429}  # and every 5xx
 
-# With these every other call fails too: no such key, no credit, no right, no such model or address.
-FATAL = {401, 402, 403, 404}
+# With these every other call fails too: no such key, no credit.
+FATAL = {401, 402}
+
+# With these too, no right and no such model or address, unless the server has answered: gateways also give them to a
+# single question, 403 where it is flagged, 404 where nobody can look at its pictures.
+FATAL_AT_FIRST = {403, 404, 405}
+
+# Some servers say 400 and mean 404; these are what they call it beside the message.
+NO_MODEL = {"model_not_found", "invalid_model"}
 
 REMEDIES = {
     401: "check the API key",
     402: "check the account's credit",
     403: "check what the API key may use",
     404: "check the model's name and the base URL, which often ends with /v1",
+    405: "check the base URL, which often ends with /v1",
     429: "wait, or lower the concurrency",
 }
 
@@ -30,23 +38,21 @@ class Fault(Exception):
         remedy: what a person can do about it.
         passing: another try may do.
         fatal: every other call will fail in the same way, once tries are used up.
+        fatal_at_first: the same, unless the server has answered another call.
         asked: seconds the server wants to be left alone; 0 where it does not say.
     """
 
     def __init__(
-        self, message: str, remedy: str = SEE_LOG, passing: bool = True, fatal: bool = False, asked: float = 0.0
-    ):
+        self, message: str, remedy: str = SEE_LOG, passing: bool = True, fatal: bool = False,
+        fatal_at_first: bool = False, asked: float = 0.0,
+    ):  # fmt: skip
         super().__init__(message)
-        self.remedy, self.passing, self.fatal, self.asked = remedy, passing, fatal, asked
+        self.remedy, self.passing, self.asked = remedy, passing, asked
+        self.fatal, self.fatal_at_first = fatal, fatal_at_first
 
 
-def fault_of(error: Exception, answered: bool) -> Fault:
-    """What an error of the `openai` client, or of the transport below it, means.
-
-    Args:
-        answered: whether the server has answered before. One that has and is not there now may come back, at its old
-            address; one that never has will not be there for the other calls either.
-    """
+def fault_of(error: Exception) -> Fault:
+    """What an error of the `openai` client, or of the transport below it, means."""
     if isinstance(error, openai.APIStatusError):
         return refusal(error.body, error.status_code, error.response.headers)
     if isinstance(error, TimeoutError | openai.APITimeoutError):
@@ -56,7 +62,8 @@ def fault_of(error: Exception, answered: bool) -> Fault:
         # By name: the client's transport is httpx in one version and httpx2 in the next.
         if any(type(cause).__name__ == "ConnectError" for cause in causes):
             remedy = "check the base URL and that the server runs"
-            return Fault(f"no connection ({one_line(causes[0])})", remedy, fatal=not answered)
+            # One that has answered may come back, at its old address.
+            return Fault(f"no connection ({one_line(causes[0])})", remedy, fatal_at_first=True)
         return Fault(f"the connection broke ({one_line(causes[0])})")
     if isinstance(error, openai.APIError):  # an error event in the middle of a stream
         return refusal(error.body)
@@ -76,14 +83,17 @@ def refusal(body: object, status: int | None = None, headers: Any = None) -> Fau
         status = int(fields["code"])
     said = fields.get("message") or fields.get("detail") or fields.get("error") or body
     message = f"HTTP {status}" if status else "an error"
-    spent = "insufficient_quota" in (fields.get("code"), fields.get("type"))  # a 429 that no waiting heals
-    passing = not spent and (status is None or status in RETRYABLE or status >= 500)
-    remedy = REMEDIES.get(402 if spent else status, SEE_LOG if passing else "change the request")
+    named = {str(fields.get(key)) for key in ("code", "type")}
+    # A 429 that no waiting heals, and a 400 that is none.
+    meant = 402 if "insufficient_quota" in named else 404 if named & NO_MODEL else status
+    passing = meant is None or meant in RETRYABLE or meant >= 500
+    remedy = REMEDIES.get(meant, SEE_LOG if passing else "change the request")
     return Fault(
         f"{message}: {one_line(said)}" if said else message,
         remedy,
         passing=passing,
-        fatal=spent or status in FATAL,
+        fatal=meant in FATAL,
+        fatal_at_first=meant in FATAL_AT_FIRST,
         asked=_retry_after(headers) if headers else 0.0,
     )
 

@@ -6,7 +6,7 @@ from pacore.backends import Completion
 
 
 class PacoreError(RuntimeError):
-    """No answer could be had: a round under its quorum, or a backend that answers nobody. One line."""
+    """No answer could be had: a round under its quorum. One line."""
 
 
 @dataclass(frozen=True)

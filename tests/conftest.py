@@ -1,6 +1,8 @@
 """What every test relies on: nothing is fetched, a laptop's share of threads, and the reference data if it is there."""
 
+import functools
 import os
+import ssl
 from pathlib import Path
 
 # Read by the libraries when they are imported, hence set before any of them is.
@@ -29,6 +31,14 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"the reference data is not there: no folder {path.name}/ beside the repository")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_ssl_context():
+    """Each client reads all certificates, a third of the time of such tests, though no connection there needs one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture

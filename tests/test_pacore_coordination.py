@@ -10,7 +10,7 @@ import pytest
 from scripted_backend import ScriptedBackend, failing
 
 from pacore.agreement import Adaptive
-from pacore.backends import Completion, Sampling
+from pacore.backends import BackendError, Completion, Sampling
 from pacore.coordination import Budget, PacoreError, Plan, PlanError, parse_rounds, solve
 from pacore.journal import Journal
 
@@ -122,8 +122,9 @@ def test_an_error_that_all_share_ends_the_round_at_once():
         lambda c, s, call: failing("no such model", fatal=True), delay=lambda call: 0.0 if call == 0 else 30
     )
     start = time.monotonic()
-    with pytest.raises(PacoreError, match="no such model"):
+    with pytest.raises(BackendError, match=r"^no such model$") as caught:  # nor would any other question be answered
         run(backend, Plan((8,)))
+    assert caught.value.fatal
     assert time.monotonic() - start < 5 and backend.cancelled == 7
 
 

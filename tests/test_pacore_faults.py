@@ -1,15 +1,14 @@
 """Every fault, in a batch and through the endpoint: each trajectory is accounted for, and none is paid for twice.
 
-Single calls of the backend meet the same faults in `test_pacore_openai.py`, a killed batch in `test_pacore_command.py`.
+Single calls of the backend meet the same faults in `test_pacore_openai_faults.py`, a killed batch in
+`test_pacore_command.py`.
 """
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -47,12 +46,7 @@ every_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 WIDTH, QUESTIONS = 3, 6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_ssl_context():
-    """Each client reads all certificates, a third of the time of these tests, though no connection here needs one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
-        yield
+pytestmark = pytest.mark.usefixtures("one_ssl_context")
 
 
 @pytest.fixture
@@ -264,22 +258,12 @@ def test_a_server_that_has_answered_may_come_back_and_is_not_given_up_for_all(tm
 # The end of our server, by kill -9 and by a stop
 
 
-# `python -m pacore` with a journal that takes over from the dead after a second, not twenty.
-SOON = """
-import sys
-from pacore.journal import Journal
-Journal.__init__.__defaults__ = (1.0,)
-from pacore.__main__ import main
-sys.exit(main())
-"""
-
-
 @contextlib.contextmanager
 def serving(backend_url: str, journal: Path):
     """(the process, its address) of `python -m pacore serve`, once it answers."""
     port = free_port()
     arguments = ["serve", "--base-url", backend_url, "--port", port, "--rounds", WIDTH, "--journal", journal]
-    with subprocess.Popen([sys.executable, "-c", SOON, *map(str, arguments)], cwd=ROOT) as process:
+    with subprocess.Popen([sys.executable, "-m", "pacore", *map(str, arguments)], cwd=ROOT) as process:
         try:
             address, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
             while True:
@@ -348,7 +332,7 @@ def test_our_server_killed_in_the_middle_tells_its_clients_and_goes_on_from_its_
         with serving(server.url, tmp_path / "journal") as (_, address):
             results = ask_both(address)
     assert results == {False: "Answer: 4", True: "Answer: 4"}
-    # What was in work is asked for again, after the dead server's lease, and each synthesis for the first time.
+    # What was in work is asked for again, and each synthesis for the first time.
     after = Counter(call.body["seed"] for call in server.calls) - before
     assert after.total() == 4 and set(after) & set(before) == set(held.values())
 

@@ -1,60 +1,26 @@
-"""The journal: recorded before it counts, paid once by however many processes, and taken over from the dead."""
+"""The journal: recorded before it counts, paid once, added up, exported, and told apart by its keys."""
 
 import asyncio
 import base64
 import contextlib
-import json
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import threading
-import time
 import tracemalloc
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from journals import SAID, Work, exported, once
 from PIL import Image
 
 from pacore.backends import BackendError, Completion, Sampling
 from pacore.journal import Journal, JournalError, RoundTotals, trajectory_key
-
-ROOT = Path(__file__).resolve().parents[1]
-SAID = Completion("4", "two and two", 7, 3, "stop", (-0.5, -0.1), 0.25, 2)
 
 
 @pytest.fixture
 def journal(tmp_path):
     with contextlib.closing(Journal(tmp_path / "j")) as journal:
         yield journal
-
-
-class Work:
-    """Counts how often it is paid for."""
-
-    def __init__(self, said=SAID, seconds=0.0):
-        self.said, self.seconds, self.calls = said, seconds, 0
-
-    async def __call__(self):
-        self.calls += 1
-        await asyncio.sleep(self.seconds)
-        if isinstance(self.said, Exception):
-            raise self.said
-        return self.said
-
-
-def once(journal, work, key="k", problem="p", round=0, index=0):
-    return journal.once(key, problem=problem, round=round, index=index, work=work)
-
-
-def exported(journal, tmp_path) -> list[dict]:
-    count = journal.export(tmp_path / "out.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert len(lines) == count
-    return lines
 
 
 # Once
@@ -200,130 +166,6 @@ def test_a_completion_that_cannot_be_written_is_an_error_and_leaves_the_others_a
         assert await asyncio.wait_for(once(journal, Work(), "0"), 10) == SAID
 
     asyncio.run(main())
-
-
-# Processes
-
-OTHER = """
-import asyncio, os, sys
-sys.path.insert(0, sys.argv[1])
-from pacore.backends import Completion
-from pacore.journal import Journal
-
-def paid(key):
-    with open(sys.argv[3], "a") as file:
-        file.write(key + "\\n")
-
-async def main(journal, mode):
-    async def work(key):
-        paid(key)
-        print("working", flush=True)
-        if mode in ("hang", "stall"):
-            await asyncio.to_thread(sys.stdin.readline)
-        await asyncio.sleep(0.01)
-        return Completion(f"{key} by {mode}", "", 1, 1, "stop")
-
-    async def one(key):
-        done = await journal.once(key, problem="p", round=0, index=int(key), work=lambda: work(key))
-        print(done.text, flush=True)
-
-    if mode == "many":
-        print("ready", flush=True)
-        sys.stdin.readline()
-    await asyncio.gather(*(one(str(n)) for n in range(40 if mode == "many" else 1)))
-
-asyncio.run(main(Journal(sys.argv[2], lease=float(sys.argv[5])), sys.argv[4]))
-"""
-
-
-@contextlib.contextmanager
-def other(folder, mode, lease):
-    """Another process on the same journal; it notes each trajectory it pays for in the file `paid`."""
-    command = [sys.executable, "-c", OTHER, str(ROOT), str(folder / "j"), str(folder / "paid"), mode, str(lease)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def paid(folder) -> list[str]:
-    return (folder / "paid").read_text().split()
-
-
-def test_two_processes_share_one_journal_and_each_trajectory_is_paid_once(tmp_path):
-    with other(tmp_path, "many", 20) as one, other(tmp_path, "many", 20) as two:
-        for process in (one, two):
-            assert process.stdout.readline() == "ready\n"
-        for process in (one, two):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = [[line for line in process.stdout if line != "working\n"] for process in (one, two)]
-        assert (one.wait(), two.wait()) == (0, 0)
-    assert len(said[0]) == len(said[1]) == 40
-    assert sorted(paid(tmp_path), key=int) == [str(key) for key in range(40)]
-    with contextlib.closing(Journal(tmp_path / "j")) as journal:
-        assert journal.totals() == [RoundTotals(0, 40, 0, 0, 40, 40, 0.0)]
-
-
-def test_the_trajectory_of_a_killed_process_is_taken_over_after_its_lease(tmp_path):
-    with other(tmp_path, "hang", 20) as process:
-        assert process.stdout.readline() == "working\n"
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    work = Work()
-    with contextlib.closing(Journal(tmp_path / "j", lease=0.3)) as journal:
-        assert [line["status"] for line in exported(journal, tmp_path)] == ["working"]
-        assert asyncio.run(once(journal, work, "0")) == SAID
-    assert work.calls == 1 and paid(tmp_path) == ["0"]
-
-
-def test_a_living_process_keeps_its_lease_while_its_event_loop_is_blocked(tmp_path):
-    """The heartbeat is the writing thread's."""
-    with contextlib.closing(Journal(tmp_path / "j", lease=1.0)) as ours:
-
-        async def blocked():
-            started.set()
-            time.sleep(2.0)
-            return SAID
-
-        started = threading.Event()
-        worker = threading.Thread(target=lambda: asyncio.run(once(ours, blocked)))
-        worker.start()
-        started.wait()
-        with contextlib.closing(Journal(tmp_path / "j", lease=1.0)) as theirs:
-            work = Work(Completion("mine", "", 1, 1, "stop"))
-            assert asyncio.run(once(theirs, work)) == SAID and not work.calls
-        worker.join()
-
-
-def test_a_process_that_stalled_beyond_its_lease_takes_the_result_that_was_first(tmp_path):
-    with other(tmp_path, "stall", 20) as process:
-        assert process.stdout.readline() == "working\n"
-        os.kill(process.pid, signal.SIGSTOP)
-        with contextlib.closing(Journal(tmp_path / "j", lease=0.2)) as journal:
-            assert asyncio.run(once(journal, Work(), "0")) == SAID
-            os.kill(process.pid, signal.SIGCONT)
-            assert process.communicate("go on\n")[0] == SAID.text + "\n"
-            # What it paid for in vain is not hidden.
-            assert journal.totals() == [RoundTotals(0, 1, 1, 0, 7, 3, 0.25)]
-            assert "was first" in exported(journal, tmp_path)[0]["losses"][0]["error"]
-
-
-def test_what_was_returned_survives_kill_9(tmp_path):
-    with other(tmp_path, "many", 20) as process:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        said = (line for line in process.stdout if " by " in line)
-        returned = {next(said).split()[0] for _ in range(5)}
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    with contextlib.closing(Journal(tmp_path / "j")) as journal:
-        finished = {line["key"]: line["text"] for line in exported(journal, tmp_path) if line["status"] == "finished"}
-        assert returned <= set(finished)
-        for key in returned:
-            work = Work()
-            assert asyncio.run(once(journal, work, key)).text == finished[key] and not work.calls
 
 
 # Sums and lines

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scripted_backend import ScriptedBackend, failing
 
 from pacore.agreement import Adaptive
-from pacore.backends import Completion
-from pacore.coordination import Event, PacoreError, Plan, Trajectory, solve
+from pacore.backends import BackendError, Completion
+from pacore.coordination import Event, Plan, Trajectory, solve
 from pacore.following import follow
 from pacore.tree import CSS, answer_so_far, headline, tree_html
 
@@ -232,7 +232,7 @@ def test_a_failure_comes_after_the_events_before_it():
     async def go():
         backend = ScriptedBackend(lambda conversation, sampling, call: failing("no memory", fatal=True))
         seen = []
-        with pytest.raises(PacoreError, match="no memory"):
+        with pytest.raises(BackendError, match="no memory"):
             async for given in follow(backend, QUESTION, Plan((2,)), threading.Event(), lambda: 0.01):
                 seen.append(given)
         return seen[-1]
