@@ -21,8 +21,9 @@ def locate_editor(model: str = "mini") -> Path:
         folder = checkpoints() / EDITOR
         if not folder.is_dir():
             raise ModelError(
-                f"the mini editor is not at {folder}; none is shipped yet: train one with a recipe that has the stages "
-                f"`vae` and `edit`, as mini-smoke has, and give its folder."
+                f"the mini editor is not at {folder}; none is shipped yet: train one (`python -m training vae`, then "
+                f"`edit`) and publish it there (`python -m training publish --stage edit`), or give the folder of "
+                f"a saved one."
             )
     else:
         folder = Path(model).expanduser()

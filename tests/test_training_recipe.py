@@ -1,17 +1,34 @@
 """Recipes: the shipped ones load; bad ones are refused at once with the field, the value and the remedy."""
 
 import pytest
+import torch
 import yaml
 
+from edit.configuration import build
+from training.publish import MOST_BYTES
 from training.recipe import RECIPES, RecipeError, load_recipe
+from vlm.answering import checkpoints
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
 def test_shipped_recipes_load(name):
     recipe = load_recipe(name)
     assert recipe.name == name
-    # What is trained on from a checkpoint begins with `sft`.
-    assert "sft" in list(recipe.stages)[:2]
+    # What is trained on from a checkpoint begins with `sft`, what adapts an editor with `edit`.
+    assert next(iter(recipe.stages)) in ("pretrain", "sft", "edit")
+    assert recipe.model or "pretrain" not in recipe.stages
+
+
+def test_minis_editor_is_of_one_size():
+    """Its autoencoder, its painter and the world's pictures; and its weights can be shipped with the model's."""
+    stages = load_recipe("mini").stages
+    assert stages["vae"].size == stages["edit"].size == stages["edit_joint"].size == 128
+    with torch.device("meta"):
+        parts = build("mini", connector=stages["edit"].connector, transformer=stages["edit"].transformer,
+                      vae=stages["vae"].vae)  # fmt: skip
+    parameters = sum(p.numel() for name in ("connector", "transformer", "vae") for p in parts[name].parameters())
+    shipped = sum(f.stat().st_size for f in (checkpoints() / "mini").iterdir() if f.is_file())
+    assert 2 * parameters + shipped < 0.97 * MOST_BYTES
 
 
 def test_the_papers_values_at_the_papers_scale():
@@ -38,9 +55,20 @@ def _changed(**changes) -> dict:
         (_changed(phases=[{"steps": 1, "mixture": [{"weight": 1, "world": {"families": ["dogs"]}}]}]), "dogs"),
         (_changed(phases=[{"steps": 1, "mixture": [{"weight": 1, "world": {"split": "test"}}]}]), "train"),
         ({"name": "x", "model": {}, "stages": {}}, "exactly one of `preset` and `from_pretrained`"),
+        (_changed() | {"model": None}, "`pretrain` needs `model`"),
         ("not a mapping", "recipe"),
     ],
-    ids=["unknown key", "zero", "no phase", "no source", "unknown family", "test split", "no model", "text"],
+    ids=[
+        "unknown key",
+        "zero",
+        "no phase",
+        "no source",
+        "unknown family",
+        "test split",
+        "no start",
+        "no model",
+        "text",
+    ],
 )
 def test_bad_recipes_are_refused(tmp_path, values, message):
     path = tmp_path / "bad.yaml"

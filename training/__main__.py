@@ -3,12 +3,12 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from training.recipe import RecipeError, load_recipe
-from training.runs import run_all, run_stage
+from training.runs import run_all, run_stage, told_otherwise
 from vlm.answering import ModelError
 
 
@@ -43,6 +43,10 @@ class Vae(Pretrain):
 class Edit(Pretrain):
     """One stage of the recipe: the editor, on what `sft` and `vae` left in the run or on what the recipe names."""
 
+    source: Literal["picture", "instruction", "words"] | None = None
+    """What the painter is told: hidden states of picture and instruction, of the instruction alone, or the embeddings
+    of its words; by default the recipe's. Another one is trained beside it, in edit_SOURCE."""
+
 
 @dataclass
 class EditJoint(Pretrain):
@@ -63,6 +67,8 @@ class Report:
     """Judge edits instead of answers."""
     model: str | None = None
     """mini (the default), a folder, or a hub id; with --edits, mini or the folder of an editor."""
+    against: tuple[str, ...] = ()
+    """More editors on the same edits (edits only): one table of success by family."""
     samples: int = 200
     """Questions, or edits, a family and split."""
     splits: tuple[str, ...] = ("test", "held_out", "hard")
@@ -138,7 +144,8 @@ class Foreign:
 
 @dataclass
 class Publish:
-    """Write a finished run as a checkpoint to ship: bfloat16 weights, processor, and a card with data and scores."""
+    """Write a finished run as a checkpoint to ship: bfloat16 weights, processor, and a card with data and scores. With
+    `--stage edit` the editor, into the folder `editor` beside the model that sees."""
 
     recipe: str = "mini"
     run: Path | None = None
@@ -146,9 +153,9 @@ class Publish:
     out: Path | None = None
     """checkpoints/RECIPE by default."""
     stage: str | None = None
-    """Whose model; by default the recipe's last stage."""
+    """Whose model: pretrain, sft, edit or edit_joint; by default the last of the first two that the recipe has."""
     report: Path | None = None
-    """A file that ends with the JSON line of `report --json`, for the card's scores."""
+    """A file that ends with the JSON line of `report --json` (or `report --edits --json`), for the card's scores."""
 
 
 Command = (
@@ -177,13 +184,18 @@ def run(command) -> None:
             run_all(load_recipe(command.recipe), command.out, trackers=command.trackers, workers=command.workers)
         case Pretrain():
             stage = STAGES[type(command)]
-            run_stage(load_recipe(command.recipe), stage, command.out, getattr(command, "model", None),
+            recipe = load_recipe(command.recipe)
+            if source := getattr(command, "source", None):
+                recipe, stage = told_otherwise(recipe, source)
+            run_stage(recipe, stage, command.out, getattr(command, "model", None),
                       trackers=command.trackers, workers=command.workers)  # fmt: skip
         case Report(edits=True):
-            from training.edit_report import edit_report, print_edit_report
+            from training.edit_report import compare_edit_reports, edit_report, print_edit_report
 
             summary = edit_report(command.model or "mini", command.samples, command.splits,
                                   command.steps, command.guidance, command.batch_size, command.out)  # fmt: skip
+            summary |= compare_edit_reports(command.against, command.samples, command.splits, command.steps,
+                                            command.guidance, command.batch_size)  # fmt: skip
             print_edit_report(summary, as_json=command.json)
         case Report():
             from training.report import print_report, report
@@ -213,12 +225,18 @@ def run(command) -> None:
 
             print_foreign(foreign(command.model, command.samples, command.out), as_json=command.json)
         case Publish():
+            from training.edit_publish import STAGES as OF_THE_EDITOR
+            from training.edit_publish import publish_editor
             from training.publish import publish
 
             recipe = load_recipe(command.recipe)
             run_folder = command.run or Path("runs") / recipe.name
             out = command.out or Path("checkpoints") / recipe.name
-            print(publish(recipe, run_folder, out, command.report, command.stage))
+            stage = (command.stage or "").replace("-", "_")
+            if stage in OF_THE_EDITOR:
+                print(publish_editor(recipe, run_folder, out / "editor", command.report, stage))
+            else:
+                print(publish(recipe, run_folder, out, command.report, command.stage))
 
 
 def main() -> None:

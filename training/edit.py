@@ -9,95 +9,30 @@ adapters alone, for the released size on one GPU.
 import copy
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL
+from diffusers import FluxTransformer2DModel
+from diffusers.hooks import apply_layerwise_casting
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, ProcessorMixin
 
 from edit import EditPipeline
 from edit.conditioning import Conditioning, attention_bias, embed, pad
-from edit.configuration import PRESETS, mini_editor
 from edit.flow import flow_shift, noised, shifted, skip_reference_output, velocity
 from edit.latents import PACKING, image_ids, pack, vae_scale
 from training.edit_pairs import EditCache, Pairs, build_cache
 from training.edit_sheet import results_sheet
+from training.edit_start import Start, start
 from training.loop import train
-from training.recipe import EditStage, Recipe, RecipeError
+from training.recipe import EditStage, Lora, Recipe, RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
 from training.world.sample import stream
-from vlm.answering import load
 
 PAINTERS = ("connector", "transformer")
-OPTIONS = (
-    "conditioning",
-    "size_levels",
-    "reference_index",
-    "damped_above",
-    "damping",
-    "num_inference_steps",
-    "guidance_scale",
-)
 SHEET_STEPS = 16  # of sampling, for the sheet that is drawn while training
-
-
-@dataclass
-class Start:
-    """What a stage begins with.
-
-    Attributes:
-        parts: vae, connector, transformer and scheduler.
-        model, processor: the model that sees, and `model_path`, the folder or hub id it came from.
-        options: of `EditPipeline`, apart from its parts.
-    """
-
-    parts: dict
-    model: PreTrainedModel
-    processor: ProcessorMixin
-    model_path: str
-    options: dict
-
-    @property
-    def conditioning(self) -> Conditioning:
-        return Conditioning(**self.options["conditioning"])
-
-    def pipeline(self, painters: dict[str, nn.Module], model: PreTrainedModel | None = None) -> EditPipeline:
-        """The editor with these painters, on the device they are on."""
-        parts = self.parts | painters
-        pipeline = EditPipeline(**parts, vision_language_model=model or self.model, processor=self.processor,
-                                **self.options)  # fmt: skip
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-
-def start(stage: EditStage, run: Path, seed: int) -> Start:
-    """The editor to go on from, or a fresh one on the models of the run. Raises `RecipeError` where one is missing."""
-    if stage.editor:
-        pipeline = EditPipeline.from_pretrained(stage.editor)
-        options = {name: pipeline.config[name] for name in OPTIONS}
-        options["conditioning"] = options["conditioning"] | stage.conditioning
-        parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
-        where = pipeline.config.vision_language
-        path = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
-        return Start(parts, pipeline.vision_language_model, pipeline.processor, str(path), options)
-    found = {}
-    for name, own in (("vision_language", "sft"), ("vae", "vae")):
-        found[name] = getattr(stage, name) or str(run / own / "model")
-        if not getattr(stage, name) and not Path(found[name]).is_dir():
-            raise RecipeError(f"the editor needs {found[name]}: run `{own}` first, or name `{name}` in the stage.")
-    model, processor = load(found["vision_language"], dtype=torch.float32)
-    torch.manual_seed(seed)
-    parts = mini_editor(model, connector=stage.connector, transformer=stage.transformer)
-    parts["vae"] = AutoencoderKL.from_pretrained(found["vae"])
-    options = copy.deepcopy(PRESETS["mini"]["pipeline"])
-    options["conditioning"] |= stage.conditioning
-    options["size_levels"] = [stage.size]
-    return Start(parts, model, processor, found["vision_language"], options)
 
 
 class EditSteps(Dataset):
@@ -199,10 +134,9 @@ class EditTask:
         self.pairs = pairs if stage.train_vision_language else None
         painters = [start.parts[name] for name in PAINTERS]
         if stage.lora:
-            adapters = LoraConfig(r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=stage.lora.targets)
             for part in painters:
                 part.requires_grad_(False)
-            start.parts["transformer"].add_adapter(adapters)
+            adapt(start.parts["transformer"], stage.lora)
         if stage.gradient_checkpointing:
             start.parts["transformer"].enable_gradient_checkpointing()
         if stage.compile:
@@ -211,8 +145,16 @@ class EditTask:
                 block.compile(dynamic=True)
         average = stage.ema_decay > 0 and not stage.lora
         self.model = Editor(start.parts, start.conditioning, average, start.options.get("reference_index", 0))
+        if stage.lora:
+            _keep_trained_weights(self.model)
+        self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(EDIT_FAMILIES)]
+        self._told = None
         if stage.train_vision_language:
             self.model.vision_language_model = start.model
+        else:
+            # All that will be wanted of it; beside the painter at the released size there is no room for it.
+            self._told = self._tell()
+            start.model = start.processor = None
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
         data = EditSteps(self.stage, self.cache, self.pairs, self.seed, rank, world_size)
@@ -242,21 +184,24 @@ class EditTask:
             average, latest = model.average[name], getattr(model, name)
             torch._foreach_lerp_(list(average.parameters()), list(latest.parameters()), rate)
 
+    def _tell(self) -> dict[str, list[torch.Tensor]]:
+        return self.start.told([e.before for e in self._shown], [e.instruction for e in self._shown])
+
     def look(self, model: Editor, folder: Path) -> None:
         """`edits.png`: new edits as the averaged weights make them."""
-        edits = [draw_edit(seed, "test", family, size=self.stage.size) for seed, family in enumerate(EDIT_FAMILIES)]
         painters = model.average if hasattr(model, "average") else model
         pipeline = self.start.pipeline({name: getattr(painters, name) for name in PAINTERS})
-        generators = [torch.Generator().manual_seed(seed) for seed in range(len(edits))]
-        painted = pipeline([e.before for e in edits], [e.instruction for e in edits], generator=generators,
-                           num_inference_steps=SHEET_STEPS).images  # fmt: skip
-        results_sheet(edits, painted).save(folder / "edits.png")
+        generators = [torch.Generator().manual_seed(seed) for seed in range(len(self._shown))]
+        painted = pipeline([e.before for e in self._shown], generator=generators, num_inference_steps=SHEET_STEPS,
+                           batch_size=1 if self.stage.lora else 4, **(self._told or self._tell())).images  # fmt: skip
+        results_sheet(self._shown, painted).save(folder / "edits.png")
 
     def write(self, model: Editor, state: dict[str, torch.Tensor], folder: Path) -> None:
         """The editor as `EditPipeline.from_pretrained` reads it; with `lora` the adapters alone."""
         if self.stage.lora:
             layers = get_peft_model_state_dict(model.transformer, state_dict=_own(state, "transformer."))
-            EditPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
+            made_with = model.transformer.peft_config["default"].to_dict()
+            EditPipeline.save_lora_weights(folder, layers, transformer_lora_adapter_metadata=made_with)
             return
         kept = "average." if hasattr(model, "average") else ""
         painters = {name: _filled(getattr(model, name), state, f"{kept}{name}.") for name in PAINTERS}
@@ -271,6 +216,34 @@ class EditTask:
         """Where the model that sees is, from the editor's folder, so that a run can be moved; or its hub id."""
         path = Path(self.start.model_path)
         return os.path.relpath(path, folder) if path.is_dir() else self.start.model_path
+
+
+def adapt(transformer: FluxTransformer2DModel, lora: Lora) -> None:
+    """Freezes the transformer and gives it adapters to train, in float32 whatever its own precision."""
+    transformer.requires_grad_(False)
+    if lora.fp8:
+        for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
+            # As in diffusers, the modulation keeps its precision: its errors would be everywhere in the picture.
+            apply_layerwise_casting(blocks, torch.float8_e4m3fn, torch.bfloat16, skip_modules_pattern=("norm",))
+    transformer.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _keep_trained_weights(model: Editor) -> None:
+    """Leaves what is frozen out of checkpoints: they would be the whole released model, every time."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    def leave_out(module, state, prefix, metadata) -> None:
+        for name in frozen:
+            state.pop(prefix + name, None)
+
+    def do_not_miss(module, keys) -> None:
+        keys.missing_keys[:] = [name for name in keys.missing_keys if name.removeprefix("module.") not in frozen]
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_post_hook(do_not_miss)
 
 
 def _own(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

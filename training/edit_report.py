@@ -43,7 +43,7 @@ def edit_report(
         `families`: {name: {success, n, interval, change, preservation, ceiling, ceiling_psnr}} on `test`, where
         `ceiling` is the success of the truth itself after it went through the autoencoder, and `ceiling_psnr` its
         likeness to the truth in dB; `mean` of the successes with `mean_interval`; `held_out_compositions` and `hard`
-        likewise. Fractions, but for the dB.
+        likewise. Fractions, but for the dB. `source` says what the editor is told, see `edit.conditioning.SOURCES`.
 
     Raises:
         ValueError: nothing asked for, or an unknown split.
@@ -57,7 +57,7 @@ def edit_report(
     pipeline.set_progress_bar_config(disable=True)
     size = max(pipeline.config.size_levels)
     started, rows, shown = time.perf_counter(), [], []
-    summary: dict = {"editor": editor, "samples_per_family": samples}
+    summary: dict = {"editor": editor, "source": pipeline.conditioning.source, "samples_per_family": samples}
     for split in splits:
         scored = {}
         for family in track(EDIT_FAMILIES, f"{split:9}", console=Console(stderr=True)):
@@ -75,6 +75,11 @@ def edit_report(
         results_sheet(*map(list, zip(*shown, strict=True)), columns=2 * SHOWN).save(out / "edits.png")
         (out / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return summary
+
+
+def compare_edit_reports(editors: Sequence[str], *arguments) -> dict[str, list[dict]]:
+    """`{"against": the reports of these editors}`, empty where there are none; see `edit_report` for the arguments."""
+    return {"against": [edit_report(editor, *arguments) for editor in editors]} if editors else {}
 
 
 def _painted(pipeline: EditPipeline, edits: list[Edit], steps, guidance, batch_size: int) -> list:
@@ -127,5 +132,20 @@ def print_edit_report(summary: dict, *, as_json: bool) -> None:
         low, high = summary[f"{name}_interval"]
         table.add_row("mean", f"{summary[name]:.1%}", f"{low:.1%} to {high:.1%}", style="bold")
         Console().print(table)
+        if "against" in summary:
+            _print_side_by_side(split, by_family, name, [summary, *summary["against"]])
     if as_json:
         print(json.dumps(summary))
+
+
+def _print_side_by_side(split: str, by_family: str, name: str, reports: list[dict]) -> None:
+    table = Table(title=f"edits, {split}: success by what the editor is told")
+    table.add_column("family")
+    for report in reports:
+        table.add_column(f"{report['source']}\n{report['editor']}", justify="right")
+    for family in reports[0][by_family]:
+        cells = [report[by_family][family] for report in reports]
+        table.add_row(family, *(f"{c['success']:.1%} [{c['interval'][0]:.0%}, {c['interval'][1]:.0%}]" for c in cells))
+    means = [(report[name], report[f"{name}_interval"]) for report in reports]
+    table.add_row("mean", *(f"{mean:.1%} [{low:.1%}, {high:.1%}]" for mean, (low, high) in means), style="bold")
+    Console().print(table)

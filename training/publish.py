@@ -11,6 +11,8 @@ from training.recipe import Recipe, RecipeError
 from training.report import MAX_NEW_TOKENS
 from vlm.answering import load
 
+MOST_BYTES = 48_000_000  # of all that is shipped in one folder of `checkpoints/`, the editor in it included
+
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -56,7 +58,7 @@ def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, st
         report: a file whose last line is the JSON of `python -m training report --json`, for the card's scores.
 
     Raises:
-        RecipeError: that stage, or one before it, is not done.
+        RecipeError: that stage, or one before it, is not done, or all that is shipped is too large.
     """
     order = [name for name in recipe.stages if name in ("pretrain", "sft")]
     last = stage or order[-1]
@@ -73,7 +75,7 @@ def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, st
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
 
-    logs = {name: _log(run / name / "log.jsonl") for name in stages}
+    logs = {name: read_log(run / name / "log.jsonl") for name in stages}
     summary = json.loads(report.read_text().strip().splitlines()[-1]) if report else None
     files = sorted(path for path in out.iterdir() if path.is_file() and path.name != "README.md")
     card = CARD.format(
@@ -91,10 +93,23 @@ def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, st
         files="\n".join(f"| {p.name} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |" for p in files),
     )
     (out / "README.md").write_text(card, encoding="utf-8")
+    check_size(out)
     return out
 
 
-def _log(path: Path) -> list[dict]:
+def check_size(folder: Path, instead_of: Path | None = None) -> None:
+    """Raises `RecipeError` where the folder holds more than is shipped; `instead_of` is about to go."""
+    files = [path for path in folder.rglob("*") if path.is_file() and instead_of not in path.parents]
+    total = sum(path.stat().st_size for path in files)
+    if total > MOST_BYTES:
+        largest = max(files, key=lambda path: path.stat().st_size)
+        raise RecipeError(
+            f"{folder} would hold {total / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} MB are shipped; train something "
+            f"smaller, or leave out what is not needed ({largest.relative_to(folder)} is the largest file)."
+        )
+
+
+def read_log(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -155,11 +155,19 @@ class VaeStage(Schedule):
 
 
 class Lora(_Strict):
-    """Low-rank adapters instead of all weights (arXiv 2106.09685)."""
+    """Low-rank adapters of the transformer instead of all weights (arXiv 2106.09685).
+
+    Attributes:
+        targets: the ends of the names of the layers that get one: by default attention and MLP of both kinds of block,
+            and what leads out of them.
+        fp8: the blocks' own weights are kept in 8 bits and computed with in bfloat16, layer by layer; takes
+            `precision: bf16`, and `gradient_checkpointing: true`, without which the gradients keep them in bfloat16.
+    """
 
     rank: int = Field(16, gt=0)
     alpha: float = Field(16, gt=0)
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "proj_out", "ff.net.0.proj", "ff.net.2"]
+    fp8: bool = False
 
 
 class EditStage(Schedule):
@@ -167,7 +175,9 @@ class EditStage(Schedule):
 
     Attributes:
         editor: a saved editor to go on from, folder or hub id; None starts fresh weights of the `mini` preset.
-        vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`.
+        released: or released Step1X-Edit weights to go on from, a `.safetensors` file or a folder of them.
+        vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`. With `released`
+            the model those weights were trained with (a folder or hub id) and the FLUX VAE's `.safetensors` file.
         connector, transformer, conditioning: values of the preset that are replaced.
         edits: a folder in the released metadata form, or a hub id; None draws the world's.
         pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
@@ -182,6 +192,7 @@ class EditStage(Schedule):
 
     steps: int = Field(gt=0)
     editor: str | None = None
+    released: str | None = None
     vision_language: str | None = None
     vae: str | None = None
     connector: dict = {}
@@ -204,8 +215,18 @@ class EditStage(Schedule):
 
         if unknown := sorted(set(self.families or ()) - set(EDIT_FAMILIES)):
             raise ValueError(f"no edit families named {unknown}; there are {', '.join(EDIT_FAMILIES)}")
-        if self.lora and not self.editor:
-            raise ValueError("`lora` adapts a trained editor; name it with `editor`")
+        if self.editor and self.released:
+            raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
+        if self.released and not (self.vision_language and self.vae):
+            raise ValueError("`released` weights need the model and the VAE they were trained with; name both with "
+                             "`vision_language` and `vae`")  # fmt: skip
+        if self.lora and not (self.editor or self.released):
+            raise ValueError("`lora` adapts a trained editor; name it with `editor` or `released`")
+        if self.lora and self.train_vision_language:
+            raise ValueError("`lora` trains adapters of the painter alone; leave out `train_vision_language`")
+        if self.lora and self.lora.fp8 and not (self.gradient_checkpointing and self.precision == "bf16"):
+            raise ValueError("`lora.fp8` computes in bfloat16 and must not keep its weights in it for the gradients; "
+                             "add `precision: bf16` and `gradient_checkpointing: true`")  # fmt: skip
         return self
 
 
@@ -243,13 +264,23 @@ class Stages(TypedDict, total=False):
 
 
 class Recipe(_Strict):
-    """Everything a run needs."""
+    """Everything a run needs.
+
+    Attributes:
+        model: what `pretrain` starts from, or `sft` where there is no `pretrain`; other stages do without.
+    """
 
     name: str
     seed: int = 0
-    model: Model
+    model: Model | None = None
     fsdp: bool = False
     stages: Stages
+
+    @model_validator(mode="after")
+    def _has_a_start(self):
+        if "pretrain" in self.stages and self.model is None:
+            raise ValueError("stage `pretrain` needs `model`, a preset or a checkpoint to start from")
+        return self
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -5,7 +5,7 @@ from pathlib import Path
 from training.curves import draw_curves
 from training.edit import edit
 from training.pretrain import pretrain
-from training.recipe import Recipe, RecipeError
+from training.recipe import EditStage, Recipe, RecipeError
 from training.sft import sft
 from training.vae import vae
 
@@ -15,7 +15,8 @@ def run_stage(recipe: Recipe, stage: str, out: Path | None = None, model: str | 
 
     Args:
         out: the run's folder, `runs/NAME` by default.
-        model: what `sft` starts from, by default what `pretrain` left in the run.
+        model: what `sft` starts from, by default what `pretrain` left in the run or, where the recipe has no such
+            stage, its own `model.from_pretrained`.
 
     Raises:
         RecipeError: the recipe has no such stage, or there is nothing to start from.
@@ -31,12 +32,31 @@ def run_stage(recipe: Recipe, stage: str, out: Path | None = None, model: str | 
         return pretrain(recipe, run / stage, **options)
     if stage == "vae":
         return vae(recipe, run / stage, **options)
-    if stage in ("edit", "edit_joint"):
+    if isinstance(recipe.stages[stage], EditStage):
         return edit(recipe, stage, run, **options)
-    start_from = model or run / "pretrain" / "model"
-    if model is None and not start_from.is_dir():
-        raise RecipeError(f"sft needs a model: {start_from} is missing; run `pretrain` first or give --model.")
-    return sft(recipe, str(start_from), run / stage, **options)
+    return sft(recipe, model or _start_of_sft(recipe, run), run / stage, **options)
+
+
+def _start_of_sft(recipe: Recipe, run: Path) -> str:
+    if "pretrain" not in recipe.stages and recipe.model and recipe.model.from_pretrained:
+        return recipe.model.from_pretrained
+    earlier = run / "pretrain" / "model"
+    if not earlier.is_dir():
+        raise RecipeError(f"sft needs a model: {earlier} is missing; run `pretrain` first or give --model.")
+    return str(earlier)
+
+
+def told_otherwise(recipe: Recipe, source: str) -> tuple[Recipe, str]:
+    """The recipe with a stage `edit_SOURCE`, its `edit` on other embeddings, and that stage's name; the recipe itself
+    where `edit` is told so already. Raises `RecipeError` where there is no `edit`."""
+    own = recipe.stages.get("edit")
+    if own is None:
+        raise RecipeError(f"recipe {recipe.name!r} has no stage 'edit'; it has {', '.join(recipe.stages)}.")
+    if own.conditioning.get("source", "picture") == source:
+        return recipe, "edit"
+    other = own.model_copy(update={"conditioning": own.conditioning | {"source": source}})
+    name = f"edit_{source}"
+    return recipe.model_copy(update={"stages": recipe.stages | {name: other}}), name
 
 
 def run_all(recipe: Recipe, out: Path | None = None, **options) -> Path:

@@ -1,0 +1,122 @@
+"""What the editor's stages begin with: fresh weights, a saved editor, or the released Step1X-Edit weights."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from edit import EditPipeline
+from edit.checkpoints import load_released, load_released_vae
+from edit.conditioning import Conditioning
+from edit.configuration import PRESETS, mini_editor, new_scheduler
+from training.recipe import EditStage, RecipeError
+from vlm.answering import load
+
+OPTIONS = (
+    "conditioning",
+    "size_levels",
+    "reference_index",
+    "damped_above",
+    "damping",
+    "num_inference_steps",
+    "guidance_scale",
+)
+
+
+@dataclass
+class Start:
+    """What a stage begins with.
+
+    Attributes:
+        parts: vae, connector, transformer and scheduler.
+        model, processor: the model that sees, None once it has said all that is needed of it; and `model_path`, the
+            folder or hub id it came from.
+        options: of `EditPipeline`, apart from its parts.
+    """
+
+    parts: dict
+    model: PreTrainedModel | None
+    processor: ProcessorMixin | None
+    model_path: str
+    options: dict
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return Conditioning(**self.options["conditioning"])
+
+    def pipeline(self, painters: dict[str, nn.Module], model: PreTrainedModel | None = None) -> EditPipeline:
+        """The editor with these painters, on the device they are on."""
+        parts = self.parts | painters
+        pipeline = EditPipeline(**parts, vision_language_model=model or self.model, processor=self.processor,
+                                **self.options)  # fmt: skip
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def told(self, pictures: Sequence[Image.Image], instructions: Sequence[str]) -> dict[str, list[torch.Tensor]]:
+        """What a call of the pipeline takes in place of the instructions, with and without them."""
+        pipeline = self.pipeline({})
+        return {
+            "prompt_embeds": pipeline.encode_prompt(pictures, instructions),
+            "negative_prompt_embeds": pipeline.encode_prompt(pictures, [""] * len(pictures)),
+        }
+
+
+def start(stage: EditStage, run: Path, seed: int) -> Start:
+    """The editor to go on from, or a fresh one on the models of the run.
+
+    Raises:
+        RecipeError: a model of the run is missing; CheckpointError, ModelError or OSError: one cannot be read.
+    """
+    # Adapters alone are trained in float32; what they adapt needs no more than the precision it is computed in.
+    dtype = torch.bfloat16 if stage.lora and stage.precision == "bf16" else torch.float32
+    if stage.editor:
+        return _saved(stage, dtype)
+    if stage.released:
+        return _released(stage, dtype)
+    return _fresh(stage, run, seed)
+
+
+def _saved(stage: EditStage, dtype: torch.dtype) -> Start:
+    pipeline = EditPipeline.from_pretrained(stage.editor, dtype=dtype)
+    options = {name: pipeline.config[name] for name in OPTIONS}
+    options["conditioning"] = options["conditioning"] | stage.conditioning
+    parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
+    where = pipeline.config.vision_language
+    beside = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
+    path = str(beside) if not where or beside.is_dir() else where
+    return Start(parts, pipeline.vision_language_model, pipeline.processor, path, options)
+
+
+def _released(stage: EditStage, dtype: torch.dtype) -> Start:
+    connector, transformer = load_released(stage.released, dtype)
+    parts = {"connector": connector, "transformer": transformer, "vae": load_released_vae(stage.vae, dtype),
+             "scheduler": new_scheduler()}  # fmt: skip
+    model = AutoModelForImageTextToText.from_pretrained(stage.vision_language, dtype=dtype)
+    processor = AutoProcessor.from_pretrained(stage.vision_language)
+    return Start(parts, model, processor, stage.vision_language, _options("step1x-edit", stage))
+
+
+def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
+    found = {}
+    for name, own in (("vision_language", "sft"), ("vae", "vae")):
+        found[name] = getattr(stage, name) or str(run / own / "model")
+        if not getattr(stage, name) and not Path(found[name]).is_dir():
+            raise RecipeError(f"the editor needs {found[name]}: run `{own}` first, or name `{name}` in the stage.")
+    model, processor = load(found["vision_language"], dtype=torch.float32)
+    torch.manual_seed(seed)
+    parts = mini_editor(model, connector=stage.connector, transformer=stage.transformer)
+    parts["vae"] = AutoencoderKL.from_pretrained(found["vae"])
+    return Start(parts, model, processor, found["vision_language"], _options("mini", stage))
+
+
+def _options(preset: str, stage: EditStage) -> dict:
+    options = copy.deepcopy(PRESETS[preset]["pipeline"])
+    options["conditioning"] |= stage.conditioning
+    options["size_levels"] = [stage.size]
+    return options
