@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from small_editor import make_parts
@@ -95,8 +96,18 @@ def _small(folder: Path, **changes):
     return load_recipe(str(path))
 
 
-def test_it_runs_on_a_released_layout_and_resumes(tmp_path, monkeypatch):
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps one precision a process, and other tests have theirs."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_it_runs_on_a_released_layout_and_resumes(tmp_path, monkeypatch, fresh_accelerator):
+    # A sheet of one edit at every checkpoint will do.
     monkeypatch.setattr("training.edit.SHEET_STEPS", 1)
+    monkeypatch.setattr("training.edit.EDIT_FAMILIES", ("recolour",))
     recipe = _small(_released_folder(tmp_path), checkpoint_minutes=1e-4)
 
     def interrupted(self, model, step):

@@ -61,9 +61,11 @@ def publish(recipe: Recipe, run: Path, out: Path, report: Path | None = None, st
         RecipeError: that stage, or one before it, is not done, or all that is shipped is too large.
     """
     order = [name for name in recipe.stages if name in ("pretrain", "sft")]
-    last = stage or order[-1]
+    last = stage or (order[-1] if order else "pretrain")
     if last not in order:
-        raise RecipeError(f"recipe {recipe.name!r} has no stage {last!r}; it has {', '.join(order)}.")
+        raise RecipeError(
+            f"recipe {recipe.name!r} has no stage {last!r}; it has {', '.join(order) or 'no such model'}."
+        )
     stages = order[: order.index(last) + 1]
     for name in stages:
         if not (run / name / "model").is_dir():
