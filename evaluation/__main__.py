@@ -162,6 +162,9 @@ async def _run(
         with _Bar(folder.answered.values(), _wanted(selection, options)) as bar:
             await run_questions(backend, benchmark, selection, plan, folder, room, bar.take)
         finished = time.time()
+    except BackendError as error:
+        said = f"{error} {len(folder.answered)} answers are in {str(folder.path)!r}; --resume goes on with the others."
+        raise RunError(said) from error
     finally:
         folder.close(finished)
     summary = summarize(read_run(folder.path), benchmark)

@@ -1,5 +1,6 @@
 """Two runs on the same questions: whether they differ, and where."""
 
+from evaluation.rounds import majority_of_round
 from evaluation.runs import Answer, Run, RunError, texts_of
 from evaluation.statistics import paired
 from evaluation.summary import answered, how, judged, majority_of, mean_of, rounded, rounded_pair, tokens_of
@@ -8,8 +9,9 @@ from evaluation.summary import answered, how, judged, majority_of, mean_of, roun
 def compare(before: Run, after: Run) -> dict:
     """Two runs on the questions that both have answers to: a paired test, and the flips.
 
-    `pairs` compares the scores, and where a run has several samples its majority too: `figures` says which of each
-    run, `flips` which questions have a higher and a lower score after, and the rest is that of `Paired`.
+    `pairs` compares the scores, and where a run has several samples its majority too, or that of the round before the
+    answer where it has rounds: `figures` says which of each run, `flips` which questions have a higher and a lower
+    score after, and the rest is that of `Paired`.
 
     Raises:
         RunError: of different questions, or with none in common.
@@ -29,9 +31,8 @@ def compare(before: Run, after: Run) -> dict:
     if changed := sum(asked[0][id] != asked[1][id] for id in common):
         notes.append(f"{changed} of {len(common)} questions were asked in other words")
     kinds = [("score", "score")]
-    several = [run.settings.samples > 1 for run in (before, after)]
-    if any(several):
-        kinds.append(tuple("majority" if many else "score" for many in several))
+    if (votes := tuple(map(_vote, (before, after)))) != kinds[0]:
+        kinds.append(votes)
     return {
         "benchmark": before.settings.benchmark,
         "split": before.settings.split,
@@ -39,7 +40,7 @@ def compare(before: Run, after: Run) -> dict:
         "after": {"model": after.settings.model, "how": how(after), "tokens": tokens_of(had[1])},
         "in_one_only": [len(had[0]) - len(common), len(had[1]) - len(common)],
         "notes": notes,
-        "pairs": [_pair_of(kind, had, common) for kind in kinds],
+        "pairs": [pair for kind in kinds if (pair := _pair_of(kind, had, common))],
     }
 
 
@@ -47,8 +48,18 @@ def _words(run: Run) -> dict[str, list]:
     return {asked.id: texts_of(asked.conversation) for asked in run.questions}
 
 
-def _pair_of(kinds: tuple[str, str], had: list[dict[str, list[Answer]]], common: list[str]) -> dict:
-    a, b = ([_FIGURES[kind](rows[id]) for id in common] for kind, rows in zip(kinds, had, strict=True))
+def _vote(run: Run) -> str:
+    """The figure in which a run's answers have a vote."""
+    return "majority" if run.settings.samples > 1 else "round's majority" if run.settings.rounds else "score"
+
+
+def _pair_of(kinds: tuple[str, str], had: list[dict[str, list[Answer]]], common: list[str]) -> dict | None:
+    """None where no question has both figures: the trajectories of older runs were not judged."""
+    figures = {id: [_FIGURES[kind](rows[id]) for kind, rows in zip(kinds, had, strict=True)] for id in common}
+    common = [id for id in common if None not in figures[id]]
+    if not common:
+        return None
+    a, b = ([figures[id][side] for id in common] for side in (0, 1))
     found = paired(a, b)
     flips = {
         "won": [id for id, x, y in zip(common, a, b, strict=True) if y > x],
@@ -69,4 +80,9 @@ def _pair_of(kinds: tuple[str, str], had: list[dict[str, list[Answer]]], common:
     }
 
 
-_FIGURES = {"score": mean_of, "majority": lambda rows: majority_of(rows, len(rows))}
+_FIGURES = {
+    "score": mean_of,
+    "majority": lambda rows: majority_of(rows, len(rows)),
+    # Of the last round before the answer, or of the only one that the budget allowed.
+    "round's majority": lambda rows: majority_of_round(rows, max(0, max(len(row.rounds) for row in rows) - 2)),
+}

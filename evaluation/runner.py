@@ -18,17 +18,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from evaluation.benchmark import Benchmark, BenchmarkError, Question
+from evaluation.rounds import judged_rounds
 from evaluation.run_folder import RunFolder
 from evaluation.runs import Answer, Member, RunError, Session, Settings, texts_of
-from pacore.backends import Backend, BackendError
+from pacore.backends import Backend
 from pacore.coordination import Outcome, PacoreError, Plan, PlanError, solve
 from pacore.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# The folder's lock already says that no other process works on its journal, so a lease need not be long: this is what
-# a run that was killed waits for what was in flight.
-LEASE = 2.0
 
 WEIGHTS_TAIL = 2**20  # bytes of each file of weights that tell it from others
 
@@ -114,10 +111,11 @@ async def run_questions(
             when it fits, or when nothing else is in work.
 
     Raises:
+        BackendError: every other question would fail in the same way; those in work are cancelled.
         JournalError: a trajectory cannot be recorded.
     """
     settings, width = folder.settings, max((1, *plan.rounds))
-    journal = Journal(folder.path / "journal", lease=LEASE)
+    journal = Journal(folder.path / "journal")
     running: set[asyncio.Task] = set()
 
     async def work(question: Question, sample: int) -> None:
@@ -150,12 +148,13 @@ async def _answer(
     problem = f"{question.id} sample {sample}"  # the seeds follow from it, in whatever company it is asked
     try:
         outcome = await solve(backend, question.conversation, plan, problem=problem, journal=journal)
-    except (PacoreError, PlanError, BackendError) as error:
+    except (PacoreError, PlanError) as error:
         return Answer(question.id, sample, time.time(), error=str(error))
     answer = _came_back(question, sample, outcome, coordinated=bool(plan.rounds))
     try:
         # In a thread, as a judge may be a server far away.
         verdict = await asyncio.to_thread(benchmark.score, question, answer.response)
+        answer = replace(answer, rounds=await asyncio.to_thread(judged_rounds, benchmark, question, answer.rounds))
     except BenchmarkError as error:  # the judge cannot be had; the answer itself is in the journal
         return replace(answer, error=f"not judged: {error}")
     return replace(answer, score=verdict.score, parsed=verdict.parsed, guessed=verdict.guessed, modern=verdict.modern,

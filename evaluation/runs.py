@@ -117,7 +117,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Member:
-    """A trajectory of a round, as `pacore.Trajectory`: its `message`, or the `error` it failed with, or `cancelled`."""
+    """A trajectory of a round, as `pacore.Trajectory`: its `message`, or the `error` it failed with, or `cancelled`.
+
+    Attributes:
+        score, parsed: of its message, as of an answer; None where it was not judged.
+    """
 
     message: str = ""
     error: str = ""
@@ -125,6 +129,12 @@ class Member:
     finish: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    score: float | None = None
+    parsed: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return not self.error and not self.cancelled
 
 
 @dataclass(frozen=True)

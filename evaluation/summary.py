@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from evaluation.benchmark import Benchmark
+from evaluation.rounds import of_rounds
 from evaluation.runs import Answer, Run
 from evaluation.statistics import bootstrap_interval, majority_at, pass_at
 from training.intervals import wilson
@@ -61,6 +62,8 @@ def summarize(run: Run, benchmark: Benchmark) -> dict:
     }  # fmt: skip
     if settings.samples > 1:
         summary |= _of_samples([rows for rows in scored.values() if len(rows) == settings.samples], settings.samples)
+    if settings.rounds:
+        summary["rounds"] = _of_rounds(list(scored.values()), settings.rounds)
     firsts = [(questions[id].question, rows[0].verdict) for id, rows in scored.items()]
     return summary | {
         "official": benchmark.summarize(firsts) if firsts else {},
@@ -113,6 +116,18 @@ def _of_samples(whole: list[list[Answer]], samples: int) -> dict:
         "pass_at": {str(k): figure(pass_at(scores, k)) for k in ks},
         "majority_at": {str(k): figure([majority_of(rows, k) for rows in whole]) for k in ks},
     }
+
+
+def _of_rounds(had: list[list[Answer]], widths: Sequence[int]) -> list[dict]:
+    """What the trajectories of each round before the last said by themselves and by vote; see `evaluation.rounds`."""
+    return [
+        {
+            "width": width,
+            **{name: figure(values[name]) for name in ("score", "majority", "best")},
+            **{name: round(float(np.mean(values[name] or [0.0])), 1) for name in ("trajectories", "tokens")},
+        }
+        for width, values in zip(widths, of_rounds(had, len(widths)), strict=True)
+    ]
 
 
 def majority_of(rows: Sequence[Answer], k: int) -> float:

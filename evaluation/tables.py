@@ -68,6 +68,10 @@ def of_summary(summary: dict) -> tuple[list[Section], list[str]]:
     figures += [(f"majority@{k}", value) for k, value in summary.get("majority_at", {}).items()]
     title = f"{summary['title']}, {summary['split']}: {summary['model']}, {summary['how']}"
     sections = [Section(title, ("", "score [95 %]", "questions"), [_row(name, value) for name, value in figures])]
+    if summary.get("rounds"):
+        columns = ("round", "one [95 %]", "majority [95 %]", "best [95 %]", "questions", "trajectories", "tokens")
+        rows = [_round(number, figures) for number, figures in enumerate(summary["rounds"], 1)]
+        sections.append(Section("what the rounds before the answer said", columns, rows))
     for name, groups in summary["groups"].items():
         sections.append(Section(f"by {name}", (name, "score [95 %]", "questions"),
                                 [_row(group, value) for group, value in groups.items()]))  # fmt: skip
@@ -139,6 +143,12 @@ def _row(name: str, figure: dict | None) -> tuple[str, str, str]:
         return name, "–", "0"
     low, high = figure.get("wilson", figure["interval"])
     return name, f"{figure['value']:.1%} [{low:.1%}, {high:.1%}]", str(figure["n"])
+
+
+def _round(number: int, figures: dict) -> tuple[str, ...]:
+    own = [_row("", figures[name]) for name in ("score", "majority", "best")]
+    finished = f"{figures['trajectories']:g} of {figures['width']}"
+    return str(number), *(row[1] for row in own), own[0][2], finished, f"{figures['tokens']:,.0f}"
 
 
 def _ids(ids: list[str]) -> str:
