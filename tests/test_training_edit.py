@@ -1,20 +1,30 @@
 """The editor's stages: autoencoder, frozen and joint training, adapters; they learn, resume, and refuse bad starts."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 
 from edit import EditPipeline
-from training.edit import EditTask
+from edit.conditioning import Conditioning
+from edit.configuration import PRESETS, mini_editor
+from edit.latents import encode, pack
+from edit.loading import load_editor
+from training.edit import Editor, EditSteps, EditTask
 from training.edit_folder import export_edits
-from training.edit_report import edit_report
+from training.edit_pairs import EditCache
+from training.edit_publish import publish_editor
+from training.edit_report import compare_edit_reports, edit_report, print_edit_report
 from training.recipe import RECIPES, RecipeError, load_recipe
-from training.runs import run_stage
-from training.vae import psnr, to_pictures, to_pixels
+from training.runs import run_stage, told_otherwise
+from training.vae import LOOKED_AT, psnr, to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, draw_edit
+from vlm.answering import CHECKPOINTS_VARIABLE, load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAINTER = {
@@ -74,8 +84,32 @@ def test_the_autoencoder_learns_and_knows_its_latents(run):
     assert losses[-1] < losses[0]
     config = json.loads((run / "vae" / "model" / "config.json").read_text())
     assert len(config["latents_mean"]) == len(config["latents_std"]) == config["latent_channels"] == 16
-    assert all(deviation > 0 for deviation in config["latents_std"])
+    # The painter meets latents of mean 0 and deviation 1, whatever the autoencoder makes of a picture.
+    vae = AutoencoderKL.from_pretrained(run / "vae" / "model")
+    pixels = to_pixels([draw_edit(seed, "train").before for seed in range(LOOKED_AT)], (64, 64))
+    with torch.inference_mode():
+        latents = encode(vae, pixels).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std(1), torch.ones(16), atol=1e-3, rtol=0)
     assert (run / "vae" / "pictures.png").stat().st_size > 1000
+
+
+def test_the_changed_region_weighs_more(run):
+    stage = _recipe(run, edit={}).stages["edit"]
+    cache = EditCache(run / "edit" / "cache", stage.pairs)
+    for item in map(cache.__getitem__, range(len(cache))):
+        apart = (pack(item["target"][None]) - pack(item["reference"][None])).abs().mean(-1)[0]
+        assert set(item["changed"].tolist()) <= {0.0, 1.0} and item["changed"].any()
+        assert apart[item["changed"] > 0].mean() >= apart.mean() - 1e-6
+    batch = EditSteps(stage, cache, None, 0, 0, 1)[0][0]
+    changed = batch["weight"] > 1
+    assert batch["weight"][changed].eq(3).all() and 0 < changed.sum() < changed.numel()
+    # Fresh weights predict nothing, so that the error is the velocity's own square.
+    parts = mini_editor(load("mini")[0], **PAINTER)
+    editor = Editor(parts, Conditioning(**PRESETS["mini"]["pipeline"]["conditioning"]), False, 0)
+    square = (pack(batch["noise"]) - pack(batch["target"])).square().mean(-1)
+    expected = ((square * batch["weight"]).sum(1) / batch["weight"].sum(1)).sum()
+    torch.testing.assert_close(editor(batch, 0.5), expected)
 
 
 def test_the_editor_can_be_loaded_and_used(run):
@@ -160,6 +194,89 @@ def test_the_report_has_every_family_and_the_ceiling(run, tmp_path):
     assert len((tmp_path / "edits.jsonl").read_text().splitlines()) == 2 * len(EDIT_FAMILIES)
     with pytest.raises(ValueError, match="no split named 'train'"):
         edit_report(str(run / "edit" / "model"), samples=1, splits=("train",))
+
+
+@pytest.fixture(scope="module")
+def told(run) -> dict[str, Path]:
+    """The same editor on each of the three kinds of embeddings, by the one switch."""
+    recipe = _recipe(run, vae={}, edit={"steps": 2, "vae": str(run / "vae" / "model")})
+    editors = {"picture": run / "edit" / "model"}
+    for source in ("instruction", "words"):
+        changed, stage = told_otherwise(recipe, source)
+        editors[source] = run_stage(changed, stage, run, workers=0)
+    return editors
+
+
+def test_what_the_painter_is_told_is_one_switch(told, run):
+    assert told["words"] == run / "edit_words" / "model"
+    recipe = _recipe(run, edit={})
+    assert told_otherwise(recipe, "picture") == (recipe, "edit")
+    embeddings = {}
+    for source, folder in told.items():
+        pipeline = EditPipeline.from_pretrained(folder)
+        assert pipeline.conditioning.source == source
+        pictures = [draw_edit(seed, "test", size=64).before for seed in range(2)]
+        embeddings[source] = pipeline.encode_prompt(pictures, ["make the star red"] * 2)
+    assert len(embeddings["picture"][0]) > len(embeddings["words"][0]) == len(embeddings["instruction"][0])
+    for source, (one, other) in embeddings.items():
+        assert torch.allclose(one, other, atol=1e-4) == (source != "picture"), source
+    assert not torch.allclose(embeddings["instruction"][0], embeddings["words"][0], atol=0.1)
+
+
+def test_editors_are_compared_in_one_table(told, capsys):
+    arguments = (1, ("test",), 1, None, 12)
+    summary = edit_report(str(told["picture"]), *arguments)
+    summary |= compare_edit_reports([str(told["instruction"]), str(told["words"])], *arguments)
+    assert [summary["source"], *(other["source"] for other in summary["against"])] == [
+        "picture",
+        "instruction",
+        "words",
+    ]
+    print_edit_report(summary, as_json=True)
+    printed = capsys.readouterr().out
+    assert "success by what the editor is told" in printed
+    read = json.loads(printed.splitlines()[-1])
+    assert all(tuple(other["families"]) == EDIT_FAMILIES for other in read["against"])
+
+
+def test_an_editor_is_shipped_beside_its_model(run, tmp_path, monkeypatch):
+    recipe = _recipe(run, vae={}, edit={})
+    shutil.copytree(ROOT / "checkpoints" / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("editor"))
+    report = tmp_path / "report.txt"
+    report.write_text("a table\n" + json.dumps(edit_report(str(run / "edit" / "model"), 1, ("test",), 1)) + "\n")
+    out = publish_editor(recipe, run, tmp_path / "mini" / "editor", report)
+    monkeypatch.setenv(CHECKPOINTS_VARIABLE, str(tmp_path))
+    shipped, original = load_editor("mini"), EditPipeline.from_pretrained(run / "edit" / "model")
+    for name in ("transformer", "connector", "vae"):
+        for a, b in zip(getattr(shipped, name).parameters(), getattr(original, name).parameters(), strict=True):
+            assert torch.equal(a, b.bfloat16().float())
+    card = (out / "README.md").read_text()
+    weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
+    assert "`python -m training edit --recipe test`" in card and "| recolour |" in card and "12 pairs" in card
+
+    # Nothing is left behind, nor is what was there lost, where there is too much to ship.
+    monkeypatch.setattr("training.publish.MOST_BYTES", 18_000_000)
+    with pytest.raises(RecipeError, match=r"would hold 1[89]\.\d MB, at most 18 MB"):
+        publish_editor(recipe, run, out)
+    assert weights.exists() and not (tmp_path / "mini" / "editor.partial").exists()
+
+
+def test_an_editor_that_cannot_be_shipped_is_refused(run, tmp_path):
+    recipe = _recipe(run, vae={}, edit={})
+    with pytest.raises(RecipeError, match="no editor's stage 'sft'; it has edit"):
+        publish_editor(recipe, run, tmp_path / "mini" / "editor", stage="sft")
+    with pytest.raises(RecipeError, match="finish `python -m training edit --recipe test`"):
+        publish_editor(recipe, tmp_path, tmp_path / "mini" / "editor")
+    with pytest.raises(RecipeError, match="Publish that first"):
+        publish_editor(recipe, run, tmp_path / "mini" / "editor")
+    model, processor = load("mini")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "mini")
+    with pytest.raises(RecipeError, match="trained with another model"):
+        publish_editor(recipe, run, tmp_path / "mini" / "editor")
 
 
 def test_what_is_missing_is_named(run, tmp_path):
