@@ -131,6 +131,23 @@ def test_fine_tuning_needs_something_to_start_from(tmp_path):
         run_stage(load_recipe("mini-smoke"), "sft", tmp_path)
 
 
+def test_a_recipe_without_pretraining_starts_from_its_own_model(tmp_path):
+    values = yaml.safe_load((RECIPES / "mini-smoke.yaml").read_text())
+    model, processor = start(load_recipe("mini-smoke"))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "earlier")
+    values["model"] = {"from_pretrained": str(tmp_path / "earlier")}
+    sft = values["stages"]["sft"] | {"phases": values["stages"]["sft"]["phases"][:1], "precision": "no"}
+    sft["phases"][0]["steps"] = 1
+    trained, _ = load(str(run_stage(Recipe.model_validate(values | {"stages": {"sft": sft}}), "sft", tmp_path)))
+    # One step away from where it says, not from fresh weights.
+    for before, after in zip(model.parameters(), trained.parameters(), strict=True):
+        assert (before - after).abs().max() < 0.01
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
+    with pytest.raises(ValueError, match="run `pretrain` first or give --model"):
+        run_stage(Recipe.model_validate(values | {"model": None, "stages": {"sft": sft}}), "sft", tmp_path / "other")
+
+
 def test_the_schedule_rises_and_falls():
     stage = load_recipe("mini").stages["pretrain"]
     factors = [learning_rate_factor(stage, step) for step in range(stage.steps)]

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from edit.configuration import PRESETS
 from training.world import numbers, scenes
 from training.world.edit_pages import Page, TextPage, draw_page
 from training.world.edit_phrases import LANGUAGES, TEMPLATES, thing_name
@@ -19,6 +21,7 @@ from training.world.edit_steps import HELD_OUT_GROUNDS, Desk
 from training.world.edits import EDIT_FAMILIES, HELD_OUT_WORDS, draw_edit
 from training.world.sample import SPLITS, NotAskable, stream
 from training.world.sheet import edit_sheet
+from vlm.answering import checkpoints
 
 seeds = st.integers(0, 2**40)
 families, splits = st.sampled_from(EDIT_FAMILIES), st.sampled_from(SPLITS)
@@ -208,3 +211,17 @@ def test_the_sheet_has_a_row_a_family():
     assert sheet.width == 2 * edit_sheet(columns=1, families=("add",)).width and sheet.height % 2 == 0
     with pytest.raises(ValueError, match="columns 0"):
         edit_sheet(columns=0)
+
+
+def test_the_longest_instructions_are_read_whole():
+    """Three steps in Chinese, some of whose characters are two or three tokens, within what the mini editor reads."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints() / "mini")
+    most = PRESETS["mini"]["pipeline"]["conditioning"]["max_tokens"]
+    lengths = []
+    for seed in range(40):
+        said = draw_edit(seed, "train", "multi", "zh", size=64).instruction
+        tokens = tokenizer(said, add_special_tokens=False).input_ids
+        assert tokenizer.decode(tokens) == said
+        lengths.append(len(tokens))
+    # Beside it there are the picture's 18 and the turn's end.
+    assert 60 < max(lengths) < 0.8 * most - 25
