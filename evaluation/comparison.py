@@ -9,9 +9,9 @@ from evaluation.summary import answered, how, judged, majority_of, mean_of, roun
 def compare(before: Run, after: Run) -> dict:
     """Two runs on the questions that both have answers to: a paired test, and the flips.
 
-    `pairs` compares the scores, and where a run has several samples its majority too, or that of the round before the
-    answer where it has rounds: `figures` says which of each run, `flips` which questions have a higher and a lower
-    score after, and the rest is that of `Paired`.
+    `pairs` compares the scores, and where a run has several samples its majority too, with the other's answers; where
+    none has, but one has rounds, the majority of its round before the answer. `figures` says which of each run, `flips`
+    which questions have a higher and a lower score after, and the rest is that of `Paired`.
 
     Raises:
         RunError: of different questions, or with none in common.
@@ -31,8 +31,11 @@ def compare(before: Run, after: Run) -> dict:
     if changed := sum(asked[0][id] != asked[1][id] for id in common):
         notes.append(f"{changed} of {len(common)} questions were asked in other words")
     kinds = [("score", "score")]
-    if (votes := tuple(map(_vote, (before, after)))) != kinds[0]:
-        kinds.append(votes)
+    several = [run.settings.samples > 1 for run in (before, after)]
+    if any(several):
+        kinds.append(tuple("majority" if many else "score" for many in several))
+    elif any(run.settings.rounds for run in (before, after)):
+        kinds.append(tuple("round's majority" if run.settings.rounds else "score" for run in (before, after)))
     return {
         "benchmark": before.settings.benchmark,
         "split": before.settings.split,
@@ -46,11 +49,6 @@ def compare(before: Run, after: Run) -> dict:
 
 def _words(run: Run) -> dict[str, list]:
     return {asked.id: texts_of(asked.conversation) for asked in run.questions}
-
-
-def _vote(run: Run) -> str:
-    """The figure in which a run's answers have a vote."""
-    return "majority" if run.settings.samples > 1 else "round's majority" if run.settings.rounds else "score"
 
 
 def _pair_of(kinds: tuple[str, str], had: list[dict[str, list[Answer]]], common: list[str]) -> dict | None:
