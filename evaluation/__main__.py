@@ -124,6 +124,7 @@ async def run(options: Run) -> int:
     """Returns 1 where answers failed, else 0."""
     benchmark = benchmark_named(options.benchmark)
     split = options.split or benchmark.splits[0]
+    options.check_sight()
     plan, room = options.how.plan_for(options.samples), options.room
     questions = benchmark.load(options.data, split, _template(options.prompt_file))
     selection = select(questions, options.limit, options.shard_of)
@@ -150,7 +151,7 @@ async def _run(
     settings = settings_of(
         benchmark, split, selection, plan, model=backend.name, weights=_weights(options),
         template=_template(options.prompt_file), samples=options.samples, limit=options.limit,
-        pictures=not options.no_pictures, shard=options.shard_of,
+        pictures=not options.no_pictures, blind=options.blind, shard=options.shard_of,
     )  # fmt: skip
     folder = open_folder(options.folder(split, backend.name), settings, selection, options.source.base_url,
                          options.resume)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The pictures of a run, kept beside it: each once, named by its bytes."""
+"""The pictures of a run: kept beside it, each once, named by its bytes; or left out of a conversation."""
 
 import base64
 import hashlib
@@ -18,6 +18,15 @@ def with_pictures(conversation: list[dict], change: Callable[[Any], Any]) -> lis
         turn if isinstance(turn["content"], str)
         else {**turn, "content": [{**part, "image": change(part["image"])} if part["type"] == "image" else part
                                   for part in turn["content"]]}
+        for turn in conversation
+    ]  # fmt: skip
+
+
+def text_alone(conversation: list[dict]) -> list[dict]:
+    """The conversation without its pictures; a turn that had some is one text, a line a piece."""
+    return [
+        {**turn, "content": "\n".join(part["text"] for part in turn["content"] if part["type"] == "text")}
+        if not isinstance(turn["content"], str) and any(part["type"] == "image" for part in turn["content"]) else turn
         for turn in conversation
     ]  # fmt: skip
 

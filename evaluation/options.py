@@ -58,6 +58,8 @@ class Run:
     """i/n: of the questions every n-th, from the i-th; `report` takes the folders of all shards together."""
     no_pictures: bool = False
     """For a model without eyes: withhold the questions that have pictures, and say which."""
+    blind: bool = False
+    """For a model without eyes: ask those questions by their text alone, and say which."""
     out: Path | None = None
     """The run's folder; by default one in runs/evaluation/, named after what is run."""
     resume: bool = False
@@ -66,6 +68,11 @@ class Run:
     """Trajectories that are in work or wait for it; by default twice --batch, or with a server twice --calls."""
     json: bool = False
     """End with one JSON line: the summary."""
+
+    def check_sight(self) -> None:
+        """Raises RunError where questions with pictures would be withheld and asked at once."""
+        if self.no_pictures and self.blind:
+            raise RunError("--no-pictures withholds questions and --blind asks them by their text alone; use one.")
 
     @property
     def shard_of(self) -> tuple[int, int]:

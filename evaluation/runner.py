@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from evaluation.benchmark import Benchmark, BenchmarkError, Question
+from evaluation.kept_pictures import text_alone
 from evaluation.rounds import judged_rounds
 from evaluation.run_folder import RunFolder
 from evaluation.runs import Answer, Member, RunError, Session, Settings, texts_of
@@ -70,7 +71,7 @@ def select(questions: Sequence[Question], limit: int | None = None, shard: tuple
 def settings_of(
     benchmark: Benchmark, split: str, selection: Selection, plan: Plan, *, model: str, weights: str | None = None,
     template: str | None = None, samples: int = 1, limit: int | None = None, pictures: bool = True,
-    shard: tuple[int, int] = (1, 1),
+    blind: bool = False, shard: tuple[int, int] = (1, 1),
 ) -> Settings:  # fmt: skip
     """What the run's folder says of it."""
     budget = plan.budget and {key: None if isinf(value) else value for key, value in asdict(plan.budget).items()}
@@ -83,7 +84,8 @@ def settings_of(
               "hedge": plan.hedge, "adaptive": plan.adaptive and asdict(plan.adaptive), "views": plan.views,
               "budget": budget},
         sampling={key: drawn[key] for key in ("temperature", "top_p", "top_k", "max_tokens")},
-        samples=samples, seed=plan.seed, limit=limit, pictures=pictures, shards=(shard[0],), shard_count=shard[1],
+        samples=samples, seed=plan.seed, limit=limit, pictures=pictures, blind=blind,
+        shards=(shard[0],), shard_count=shard[1],
     )  # fmt: skip
 
 
@@ -119,7 +121,8 @@ async def run_questions(
     running: set[asyncio.Task] = set()
 
     async def work(question: Question, sample: int) -> None:
-        answer = await _answer(backend, benchmark, question, sample, plan, journal)
+        asked = text_alone(question.conversation) if settings.blind else question.conversation
+        answer = await _answer(backend, benchmark, question, asked, sample, plan, journal)
         folder.add(answer)
         on_answer(answer)
 
@@ -142,12 +145,13 @@ async def run_questions(
 
 
 async def _answer(
-    backend: Backend, benchmark: Benchmark, question: Question, sample: int, plan: Plan, journal: Journal
-) -> Answer:
+    backend: Backend, benchmark: Benchmark, question: Question, asked: list[dict], sample: int, plan: Plan,
+    journal: Journal,
+) -> Answer:  # fmt: skip
     """One answer and its verdict. What cannot be had is a failed answer; only defects and a full disk go up."""
     problem = f"{question.id} sample {sample}"  # the seeds follow from it, in whatever company it is asked
     try:
-        outcome = await solve(backend, question.conversation, plan, problem=problem, journal=journal)
+        outcome = await solve(backend, asked, plan, problem=problem, journal=journal)
     except (PacoreError, PlanError) as error:
         return Answer(question.id, sample, time.time(), error=str(error))
     answer = _came_back(question, sample, outcome, coordinated=bool(plan.rounds))

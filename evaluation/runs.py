@@ -53,6 +53,7 @@ class Settings:
         seed: of the run; every trajectory's follows from it, the question and the sample.
         limit: the first so many questions alone.
         pictures: whether questions with pictures were given to the model; if not, they are withheld.
+        blind: whether they were given without their pictures, by their text alone.
         shards, shard_count: which of how many parts of the questions this is, from 1; a merged run holds several.
     """
 
@@ -70,6 +71,7 @@ class Settings:
     seed: int
     limit: int | None
     pictures: bool
+    blind: bool = False
     shards: tuple[int, ...] = (1,)
     shard_count: int = 1
 
@@ -186,12 +188,14 @@ class Run:
     Attributes:
         questions: in the benchmark's order, withheld ones too.
         answers: by question and sample.
+        how: the answers were had, in words, where the settings do not say it, as of pictures that were painted.
     """
 
     settings: Settings
     sessions: tuple[Session, ...]
     questions: tuple[Asked, ...]
     answers: tuple[Answer, ...]
+    how: str = ""
 
     def by_question(self) -> dict[str, list[Answer]]:
         """The answers of every question that was given, in the order of their samples; failed ones too."""

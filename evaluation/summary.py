@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.benchmark import Benchmark
 from evaluation.rounds import of_rounds
-from evaluation.runs import Answer, Run
+from evaluation.runs import Answer, Asked, Run
 from evaluation.statistics import bootstrap_interval, majority_at, pass_at
 from training.intervals import wilson
 
@@ -21,9 +21,11 @@ def summarize(run: Run, benchmark: Benchmark) -> dict:
 
     `score` is of the questions with an answer, and `score_failed_as_0` counts failed answers as wrong; questions that
     the run has not come to, and withheld ones, are in neither; nor are those whose answers are not published, which
-    `unjudged` counts. `strict` counts guesses of the official rule as wrong. `official` holds the benchmark's own
-    figures, of every judged question's first answer.
+    `unjudged` counts. `blind` questions, asked without the pictures that they have, are like any other. `strict` counts
+    guesses of the official rule as wrong. `official` holds the benchmark's own figures, of every judged question's
+    first answer.
     """
+    settings = run.settings
     questions = {asked.id: asked for asked in run.questions}
     answers = run.by_question()
     had = answered(run)
@@ -31,10 +33,12 @@ def summarize(run: Run, benchmark: Benchmark) -> dict:
     failed = {id: [a for a in rows if a.error] for id, rows in answers.items()}
     failed = {id: rows for id, rows in failed.items() if rows}
     withheld = [asked.id for asked in run.questions if not asked.given]
+    blind = [asked.id for asked in run.questions if is_blind(asked, run)]
+    shown = {asked.id for asked in run.questions if asked.question.has_pictures and not settings.blind}
     every = all_of(had)
     # Whether a failed answer would have had a score is known where all others have one.
     started = [rows for rows in answers.values() if rows and len(scored) == len(had)]
-    settings, wanted = run.settings, len(answers) * run.settings.samples
+    wanted = len(answers) * settings.samples
     summary = {
         "benchmark": settings.benchmark,
         "title": benchmark.title,
@@ -45,9 +49,11 @@ def summarize(run: Run, benchmark: Benchmark) -> dict:
         "settings": asdict(settings),
         "questions": len(run.questions),
         "withheld": {"count": len(withheld), "ids": withheld},
+        "blind": {"count": len(blind), "ids": blind},
         "answers": len(every),
         "unanswered": wanted - sum(map(len, answers.values())),
-        "failed": {"count": sum(map(len, failed.values())), "ids": list(failed)},
+        "failed": {"count": sum(map(len, failed.values())), "ids": list(failed),
+                   "at_pictures": bool(shown & failed.keys()) and not shown & had.keys()},
         "cut_off": sum(answer.finish == "length" for answer in every),
         "unjudged": len(had) - len(scored),
         "score": figure([mean_of(rows) for rows in scored.values()]),
@@ -86,11 +92,19 @@ def figure(values: Sequence[float]) -> dict | None:
 
 def how(run: Run) -> str:
     """The way answers were had, in a few words."""
+    if run.how:
+        return run.how
     settings = run.settings
     rounds = ",".join(map(str, settings.rounds))
     one = f"PaCoRe {rounds}" if rounds else "single answer"
     drawn = "greedy" if settings.sampling["temperature"] == 0 else f"temperature {settings.sampling['temperature']:g}"
-    return f"{one}, {drawn}" + (f", {settings.samples} samples" if settings.samples > 1 else "")
+    many = f", {settings.samples} samples" if settings.samples > 1 else ""
+    return f"{one}, {drawn}{many}" + (", without pictures" if settings.blind else "")
+
+
+def is_blind(asked: Asked, run: Run) -> bool:
+    """Whether the question has pictures that the model was not shown with it."""
+    return run.settings.blind and asked.question.has_pictures
 
 
 def mean_of(rows: Sequence[Answer], zero: bool = False) -> float:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evaluation.benchmarks import edit_benchmark_named
+
 IDS_SHOWN = 10
 OFFICIAL_SHOWN = 24
 
@@ -81,8 +83,22 @@ def of_summary(summary: dict) -> tuple[list[Section], list[str]]:
     return sections, _notes(summary, len(official))
 
 
+def of_edits(summary: dict) -> tuple[list[Section], list[str]]:
+    """The same of `evaluation.edit_report.read_edits`."""
+    rows = edit_benchmark_named(summary["benchmark"]).rows(summary["official"])
+    title = f"{summary['title']}, {summary['split']}: {summary['model']}, {summary['how']}"
+    notes = [f"{summary['answers']} pictures are judged."]
+    failed, missing = summary["failed"], summary["missing"]
+    if failed["count"]:
+        notes.append(f"Not judged, and in no figure: {failed['count']}, {_ids(failed['ids'])}.")
+    if missing["count"]:
+        notes.append(f"Not there, and in no figure: {missing['count']}, {_ids(missing['names'])}.")
+    return [Section(title, rows[0], rows[1:])], notes
+
+
 def _notes(summary: dict, official: int) -> list[str]:
-    tokens, seconds, failed, withheld = (summary[key] for key in ("tokens", "seconds", "failed", "withheld"))
+    tokens, seconds = summary["tokens"], summary["seconds"]
+    failed, withheld, blind = (summary[key] for key in ("failed", "withheld", "blind"))
     notes = [
         f"{summary['answers']:,} answers; {tokens['prompt']:,} prompt and {tokens['completion']:,} completion tokens, "
         f"{tokens['a_question']:,.0f} a question; {seconds['an_answer']:.1f} s an answer beside the others, "
@@ -92,10 +108,20 @@ def _notes(summary: dict, official: int) -> list[str]:
         notes.append(f"Judged by version {judged} of the benchmark, which now has version {summary['version']}.")
     if failed["count"]:
         notes.append(f"Failed: {failed['count']} answers, of {_ids(failed['ids'])}.")
+    if failed["at_pictures"]:
+        notes.append("No question with a picture was answered. If the model has no eyes, --no-pictures withholds these "
+                     "questions, and --blind asks them by their text alone.")  # fmt: skip
     if withheld["count"]:
         notes.append(
             f"Not given, for they have pictures: {withheld['count']} of {summary['questions']} questions, "
             f"{_ids(withheld['ids'])}."
+        )
+        if withheld["count"] == summary["questions"]:
+            notes.append("So nothing was asked; --blind asks such questions by their text alone.")
+    if blind["count"]:
+        notes.append(
+            f"Asked without their pictures, by the text alone: {blind['count']} of {summary['questions']} questions, "
+            f"{_ids(blind['ids'])}."
         )
     if summary["unanswered"]:
         notes.append(f"Not finished: {summary['unanswered']} answers are to come; `run --resume` goes on.")
@@ -128,7 +154,7 @@ def of_comparison(compared: dict) -> tuple[list[Section], list[str]]:
     title = f"{compared['benchmark']}, {compared['split']}: {sides[0]} (before) and {sides[1]} (after)"
     columns = ("", "before", "after", "difference [95 %]", "p", "test", "better / worse", "questions")
     tokens = [f"{compared[side]['tokens']['a_question']:,.0f}" for side in ("before", "after")]
-    notes = [f"Tokens a question: {tokens[0]} before, {tokens[1]} after."]
+    notes = [f"Tokens a question: {tokens[0]} before, {tokens[1]} after."] if tokens != ["0", "0"] else []
     for pair in compared["pairs"]:
         name = " → ".join(dict.fromkeys(pair["figures"]))
         notes += [f"{name}, {word}: {_ids(pair['flips'][key])}." for word, key in (("better", "won"), ("worse", "lost"))

@@ -156,7 +156,38 @@ def test_a_blind_model_in_the_world_is_given_nothing_and_that_is_no_error(monkey
                            "--out", tmp_path / "run", "--json")  # fmt: skip
         assert code == 0 and not server.calls
     assert last_line(out)["withheld"]["count"] == 15 and last_line(out)["score"] is None
-    assert "15 of 15 questions, caption-0, " in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "15 of 15 questions, caption-0, " in said and "So nothing was asked; --blind asks" in said
+
+
+def test_a_blind_model_may_be_asked_by_the_text_alone_and_the_report_says_so(monkeypatch, capsys, tmp_path):
+    arguments = ["run", "world", "--data", 1, "--blind", "--out", tmp_path / "run", "--json"]
+    with FaultServer(lambda call: say("7")) as server:
+        arguments += ["--base-url", server.url]
+        code, out, _ = run(monkeypatch, capsys, *arguments)
+        assert code == 0 and len(server.calls) == 15
+        asked = [call.body["messages"][-1]["content"] for call in server.calls]
+        assert all(isinstance(content, str) and content.strip() for content in asked)  # as servers without eyes take it
+        code, _, err = run(monkeypatch, capsys, *arguments, "--resume", "--no-pictures")
+        assert code == 2 and "--blind asks them by their text alone; use one." in err
+        arguments.remove("--blind")
+        code, _, err = run(monkeypatch, capsys, *arguments, "--resume")
+        assert code == 2 and "blind is True there and False here" in err and len(server.calls) == 15
+    summary = last_line(out)
+    assert summary["blind"]["count"] == summary["answers"] == 15 and summary["withheld"]["count"] == 0
+    assert summary["how"] == "single answer, greedy, without pictures"
+    assert "by the text alone: 15 of 15 questions, caption-0, " in " ".join(out.split())
+
+
+def test_a_server_that_refuses_pictures_is_told_of(monkeypatch, capsys, tmp_path):
+    def script(call):
+        return status(400, "image input is not supported") if "image_url" in json.dumps(call.body) else say("7")
+
+    with FaultServer(script) as server:
+        code, out, _ = run(monkeypatch, capsys, "run", "world", "--data", 1, "--base-url", server.url,
+                           "--out", tmp_path / "run", "--json")  # fmt: skip
+    assert code == 1 and last_line(out)["failed"]["at_pictures"]
+    assert "No question with a picture was answered." in out and "--blind" in out
 
 
 def test_the_users_prompt_replaces_ours(monkeypatch, capsys, problems, tmp_path):

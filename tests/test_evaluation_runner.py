@@ -57,14 +57,14 @@ def sum_of(conversation, sampling=None, call=0):
     return str(2 * int(text.split("What is ")[-1].split()[0]))
 
 
-def run(path, backend, benchmark=None, *, plan=None, samples=1, at_once=64, shard=(1, 1), pictures=True, limit=None,
-        resume=False, seed=0):  # fmt: skip
+def run(path, backend, benchmark=None, *, plan=None, samples=1, at_once=64, shard=(1, 1), pictures=True, blind=False,
+        limit=None, resume=False, seed=0):  # fmt: skip
     """What `python -m evaluation run` does, without its options; the run as it can be read."""
     benchmark = benchmark or Sums()
     plan = plan or Plan((), Sampling(temperature=0.0 if samples == 1 else 1.0), seed=seed)
     selection = select(benchmark.load(None, "test"), limit, shard)
     settings = settings_of(benchmark, "test", selection, plan, model=backend.name, samples=samples, shard=shard,
-                           pictures=pictures, limit=limit)  # fmt: skip
+                           pictures=pictures, blind=blind, limit=limit)  # fmt: skip
     folder = open_folder(path, settings, selection, resume=resume)
     try:
         asyncio.run(run_questions(backend, benchmark, selection, plan, folder, at_once))
@@ -148,7 +148,7 @@ def test_what_failed_is_failed_and_not_wrong_and_resume_asks_it_alone(tmp_path):
                               else sum_of(c))  # fmt: skip
     done = run(tmp_path / "run", backend)
     summary = summarize(done, Sums())
-    assert summary["failed"] == {"count": 1, "ids": ["sum 4"]} and summary["answers"] == 8
+    assert summary["failed"] == {"count": 1, "ids": ["sum 4"], "at_pictures": False} and summary["answers"] == 8
     assert summary["score"]["value"] == 1.0 and summary["score"]["n"] == 8
     assert summary["score_failed_as_0"]["value"] == pytest.approx(8 / 9, abs=1e-6)
     assert summary["score_failed_as_0"]["n"] == 9 and summary["official"] == {"right": "8/8"}
@@ -177,6 +177,17 @@ def test_a_blind_model_is_not_given_pictures_and_the_report_says_so(tmp_path):
     summary = summarize(done, Sums())
     assert summary["withheld"] == {"count": 3, "ids": ["sum 0", "sum 3", "sum 6"]} and summary["score"]["n"] == 6
     assert "Not given, for they have pictures: 3 of 9 questions, sum 0, sum 3, sum 6." in of_summary(summary)[1]
+
+
+def test_a_blind_model_is_asked_by_the_text_alone_and_the_report_says_so(tmp_path):
+    backend = ScriptedBackend(lambda c, s, n: sum_of([{"content": [{"text": c[0]["content"]}]}] if n % 3 == 0 else c))
+    done = run(tmp_path / "run", backend, blind=True, at_once=1)
+    assert [c[0]["content"] for c, _ in backend.calls[::3]] == [f"What is {i} + {i}?" for i in (0, 3, 6)]
+    assert done.questions[0].question.has_pictures and done.questions[0].given  # a reader of the report still sees it
+    summary = summarize(done, Sums())
+    assert summary["blind"] == {"count": 3, "ids": ["sum 0", "sum 3", "sum 6"]} and summary["score"]["n"] == 9
+    said = "Asked without their pictures, by the text alone: 3 of 9 questions, sum 0, sum 3, sum 6."
+    assert said in of_summary(summary)[1] and summary["how"].endswith("greedy, without pictures")
 
 
 def test_guesses_are_counted_and_there_is_a_figure_without_them(tmp_path):
