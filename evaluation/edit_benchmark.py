@@ -30,11 +30,26 @@ class EditTask:
     truth: Any = field(default=None, hash=False, compare=False)
 
 
+@dataclass(frozen=True)
+class EditScores:
+    """What a scorer says of one result.
+
+    Attributes:
+        scores: by name.
+        words: of the judge, by what it was asked about; none where rules alone judge.
+    """
+
+    scores: dict[str, float]
+    words: dict[str, str] = field(default_factory=dict)
+
+
 class EditBenchmark(Protocol):
     """Tasks plus a scorer; the attributes are those of `Benchmark`.
 
     Attributes:
         needs_judge: whether a model has to look at the results.
+        overall, highest: the name of the score that counts, and the most that it can be.
+        shown: the names of the scores that stand for a result in a list.
     """
 
     name: str
@@ -44,6 +59,9 @@ class EditBenchmark(Protocol):
     source: str
     layout: str
     needs_judge: bool
+    overall: str
+    highest: float
+    shown: tuple[str, ...]
 
     def load(self, location: str | Path | None, split: str, size: int | None = None) -> list[EditTask]:
         """The split's tasks.
@@ -57,8 +75,8 @@ class EditBenchmark(Protocol):
         """
         ...
 
-    def score(self, task: EditTask, result: Image.Image, judge: Judge | None) -> dict[str, float]:
-        """Scores by name. Raises BenchmarkError where the result cannot be judged."""
+    def score(self, task: EditTask, result: Image.Image, judge: Judge | None) -> EditScores:
+        """Raises BenchmarkError where the result cannot be judged."""
         ...
 
     def summarize(self, scored: Sequence[tuple[EditTask, dict[str, float]]]) -> dict:

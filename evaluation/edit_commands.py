@@ -67,7 +67,7 @@ class Edits:
 class JudgeEdits:
     """Score a folder of pictures in the official layout, whoever painted it: `python -m evaluation judge gedit FOLDER`.
 
-    What the judge says is kept in the folder: judging again is free.
+    What the judge says is kept in the folder: judging again is free, and `report --html` shows every picture with it.
     """
 
     benchmark: tyro.conf.Positional[str]
@@ -163,13 +163,13 @@ def _scored(
             there, lambda task: benchmark.score(task, open_picture(result_of(options.folder, task)), judge),
             options.judge.judge_calls, on_done,
         )  # fmt: skip
-    write_scores(options.folder, there, found, failed)
-    figures = benchmark.summarize([(task, found[task.name]) for task in there if task.name in found])
+    figures = benchmark.summarize([(task, found[task.name].scores) for task in there if task.name in found])
     rows = benchmark.rows(figures)
     title = f"{benchmark.title}, {split}: {options.folder.name}" + (f", judged by {judge.name}" if judge else "")
-    head = _head(benchmark, split, judge, tasks, there, found, failed)
+    head = _head(benchmark, split, judge, tasks, there, found, failed) | {"figures": figures}
+    write_scores(options.folder, there, found, failed, head)
     tables.show([tables.Section(title, rows[0], rows[1:])], _notes(head, options.folder), markdown=False)
-    return head | {"figures": figures}
+    return head
 
 
 def _compared(options: JudgeEdits, benchmark: EditBenchmark, split: str, tasks: list[EditTask], judge: Judge) -> dict:

@@ -13,7 +13,7 @@ from edit import EditPipeline
 from edit.conditioning import ConditioningError
 from edit.inputs import EditError
 from evaluation.edit_benchmark import EditTask
-from evaluation.edit_runs import Painting, result_of
+from evaluation.edit_runs import Painting, result_of, source_beside
 from vlm.pictures import PictureError, open_picture
 
 
@@ -58,7 +58,7 @@ def _paint_batch(
         path = result_of(folder, task)
         path.parent.mkdir(parents=True, exist_ok=True)
         source = open_picture(task.picture if task.source is None else task.source)
-        _save(source, path.with_name(f"{path.stem}_SRCIMG.png"))
+        _save(source, source_beside(path))
         _save(image, path)
         yield task, ""
 

@@ -3,7 +3,8 @@
     edits.json                what painted them and how: `Painting`; not there where others did
     fullset/…/KEY.png         a result, under its task's name
     fullset/…/KEY_SRCIMG.png  what it is compared with, as the official layout of GEdit-Bench has it
-    scores.jsonl              a row a task, from the last judging: {name, groups, scores | error}
+    scores.jsonl              a row a task, from the last judging: {name, groups, instruction, scores, words | error}
+    judged.json               what that judging came to, written last: its figures, the judge, what was missing
     judge                     every word of the judge (SQLite, see `pacore.journal`)
     lock                      held by the process that works here
 
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from evaluation.benchmark import BenchmarkError
-from evaluation.edit_benchmark import EditTask
+from evaluation.edit_benchmark import EditScores, EditTask
 from evaluation.runner import weights_digest
 from evaluation.runs import RunError
 from vlm.pictures import PictureError
@@ -134,6 +135,11 @@ def result_of(folder: Path, task: EditTask) -> Path:
     return folder / f"{task.name}.png"
 
 
+def source_beside(result: Path) -> Path:
+    """What a result is compared with."""
+    return result.with_name(f"{result.stem}_SRCIMG.png")
+
+
 # Judging
 
 
@@ -159,12 +165,22 @@ def judged(
     return {n: found[n] for n in order if n in found}, {n: failed[n] for n in order if n in failed}
 
 
-def write_scores(folder: Path, tasks: Sequence[EditTask], found: dict[str, dict], failed: dict[str, str]) -> None:
+def write_scores(
+    folder: Path, tasks: Sequence[EditTask], found: dict[str, EditScores], failed: dict[str, str], head: dict
+) -> None:
+    """Writes scores.jsonl, and `head` as judged.json."""
     rows = [
-        {"name": task.name, "groups": task.groups}
-        | ({"scores": found[task.name]} if task.name in found else {"error": failed[task.name]})
+        {"name": task.name, "groups": task.groups, "instruction": task.instruction}
+        | (asdict(found[task.name]) if task.name in found else {"error": failed[task.name]})
         for task in tasks if task.name in found or task.name in failed
     ]  # fmt: skip
-    partial = folder / ".scores.jsonl.partial"
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    os.replace(partial, folder / "scores.jsonl")
+    (folder / "judged.json").unlink(missing_ok=True)  # it belongs to the rows that are there
+    _write_whole(folder / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write_whole(folder / "judged.json", json.dumps(head, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    # A judge's words may hold half of a surrogate pair, which UTF-8 has no room for.
+    partial.write_bytes(text.encode("utf-8", "replace"))
+    os.replace(partial, path)

@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no network, no other file, no script but its own.
 
 What models said reaches it by two ways alone: Jinja, which escapes everything, and JSON in which no `<` is left, which
-`page.js` shows as text. A Content-Security-Policy names the page's script and style by their hashes, so that nothing
+`page_*.js` shows as text. A Content-Security-Policy names the page's script and style by their hashes, so that nothing
 else would run if it got in.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from evaluation.benchmarks import edit_benchmark_named
 from evaluation.chart import Measured, draw
 from evaluation.page_questions import PageQuestions, page_questions
 from evaluation.page_room import embedded
@@ -24,6 +25,7 @@ from evaluation.runs import RunError
 
 BEGINNING = '<!doctype html>\n<html lang="en">\n<!-- triptych: evaluation report -->\n'
 CHARTS = {"wide": (760, 340), "narrow": (340, 280)}
+SCRIPTS = ("elements", "question", "filters", "list")  # in the order in which they run
 IDS_SHOWN = 100
 HEADLINES = 8  # official figures that a run's card has room for
 
@@ -68,12 +70,17 @@ def page_html(report: Report) -> str:
         "samples": [run.settings.samples for run in report.runs],
         "pictures": [[*one.size, *one.shown, one.problem] for one in questions.pictures],
         "only": only,
+        "noun": "edits" if report.edits else "questions",
     }
-    script, style = _asset("page.js"), _asset("page.css")
+    script, style = _script(), _asset("page.css")
     made = _environment().get_template("page.jinja").render(
         report=report, letters=letters, titles=index["titles"], questions=questions, comparisons=comparisons,
         charts={name: draw(_measured(report, letters), *size) for name, size in CHARTS.items()},
-        official=[_official(summary["official"]) for summary in report.summaries],
+        official=[_official({} if report.edits else summary["official"]) for summary in report.summaries],
+        scored=[
+            edit_benchmark_named(own["benchmark"]).rows(own["official"]) if report.edits else []
+            for own in report.summaries
+        ],
         groups=_groups(report), errors=[_errors(run) for run in report.runs],
         guessed=[_guessed(run) for run in report.runs], smaller=_smaller(questions),
         with_rounds=any(run.settings.rounds for run in report.runs),
@@ -189,6 +196,12 @@ def _smaller(questions: PageQuestions) -> int:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _script() -> str:
+    """The parts in one scope, so that none of their names is one of the window's."""
+    parts = "\n".join(_asset(f"page_{name}.js") for name in SCRIPTS)
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
 def _asset(name: str) -> str:

@@ -4,6 +4,7 @@
 is opened or searched, and every picture a line of its own.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.benchmark import Benchmark, BenchmarkError, Verdict
+from evaluation.edit_report import Painted
 from evaluation.kept_pictures import with_pictures
 from evaluation.page_room import Thumbnail, clipped, text_limits, thumbnails
 from evaluation.report import Report
 from evaluation.runs import Answer, Asked, Member, Run
-from evaluation.summary import figure, mean_of
+from evaluation.summary import figure, is_blind, mean_of
 
 SHORT = 60  # characters of an answer in the list
 
-FAILED, GUESSED, CUT_OFF, WITHHELD, TO_COME, NOT_ASKED, NO_SCORE = (1 << i for i in range(7))
+FAILED, GUESSED, CUT_OFF, WITHHELD, TO_COME, NOT_ASKED, NO_SCORE, BLIND = (1 << i for i in range(8))
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class PageQuestions:
 
     Attributes:
         index: `ids`, `truths` (clipped), `groups` [{name, values, of}] with a place in `values` or None a question;
-            `runs`, a list a run with [mean score or None, flags, first parse] a question.
+            `asked`, of edits what was asked for (clipped), else []; `runs`, a list a run with [mean score or None,
+            flags, first parse] a question.
         rows: a question each: `asked` [conversation], whose pictures are places in `pictures`; `truth`; `runs`
             [{asked, answers}], where `asked` is a place in `asked`.
         pictures: each once.
@@ -55,8 +58,7 @@ def page_questions(report: Report) -> PageQuestions:
     order = sorted(questions, key=lambda id: next(asked.place for asked in questions[id] if asked))
     answers = [run.by_question() for run in report.runs]
     verdicts, unjudged = _verdicts(report)
-    paths = {Path(path).name: path for run in report.runs for asked in run.questions for path in _pictures_of(asked)}
-    places = {name: place for place, name in enumerate(paths)}
+    paths, places = _pictures(report)
     limits = text_limits(list(_texts(report)), list(_inner_texts(report)))
     rows = [
         _Row(*limits, places, verdicts).of(questions[id], [own.get(id, []) for own in answers]) for id in order
@@ -65,13 +67,15 @@ def page_questions(report: Report) -> PageQuestions:
         "ids": order,
         "truths": [_short(_answer_of(next(filter(None, questions[id])))) for id in order],
         "groups": _groups([next(filter(None, questions[id])) for id in order]),
+        # What names a question of the benchmark says nothing to a reader of edits.
+        "asked": [_short(_text_of(next(filter(None, questions[id])))) for id in order] if report.edits else [],
         "runs": [
             [_state(questions[id][place], answers[place].get(id, []), run) for id in order]
             for place, run in enumerate(report.runs)
         ],
     }
     rounds = [_rounds(run, place, verdicts) for place, run in enumerate(report.runs)]
-    return PageQuestions(index, rows, thumbnails(list(paths.values())), limits, rounds, unjudged)
+    return PageQuestions(index, rows, thumbnails(paths), limits, rounds, unjudged)
 
 
 # Verdicts on the trajectories of rounds
@@ -126,7 +130,7 @@ def _state(asked: Asked | None, answers: list[Answer], run: Run) -> list:
     flags = FAILED * (len(had) < len(answers)) + TO_COME * (len(answers) < run.settings.samples)
     flags += GUESSED * any(a.guessed for a in had) + CUT_OFF * any(a.finish == "length" for a in had)
     scored = [answer for answer in had if answer.score is not None]
-    flags += NO_SCORE * (len(scored) < len(had))
+    flags += NO_SCORE * (len(scored) < len(had)) + BLIND * is_blind(asked, run)
     return [round(mean_of(scored), 4) if scored else None, flags, _short(had[0].parsed) if had else ""]
 
 
@@ -152,8 +156,32 @@ def _short(text: str) -> str:
 # Rows
 
 
-def _pictures_of(asked: Asked) -> list[str]:
-    return [part["image"] for part in _parts(asked) if part["type"] == "image"]
+def _pictures(report: Report) -> tuple[list[str], dict[str, int]]:
+    """(the pictures' paths, each picture once; every path's place among them)"""
+    paths, places, known = [], {}, {}
+    for path in (path for run in report.runs for path in _paths(run)):
+        if path not in places:
+            place = places[path] = known.setdefault(_digest(path), len(paths))
+            if place == len(paths):
+                paths.append(path)
+    return paths, places
+
+
+def _paths(run: Run) -> Iterable[str]:
+    for asked in run.questions:
+        yield from (part["image"] for part in _parts(asked) if part["type"] == "image")
+    yield from (answer.picture for answer in run.answers if isinstance(answer, Painted))
+
+
+def _digest(path: str) -> bytes | str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    except OSError:  # the page says why it is not there
+        return path
+
+
+def _text_of(asked: Asked) -> str:
+    return " ".join(part["text"] for part in _parts(asked) if part["type"] == "text")
 
 
 def _parts(asked: Asked) -> list[dict]:
@@ -170,6 +198,8 @@ def _texts(report: Report) -> Iterable[str]:
             yield from map(str, asked.truth.values())
         for answer in run.answers:
             yield from (answer.response, answer.error, answer.parsed, answer.note, *answer.notes)
+            if isinstance(answer, Painted):
+                yield from answer.words.values()
 
 
 def _inner_texts(report: Report) -> Iterable[str]:
@@ -199,7 +229,7 @@ class _Row:
         return {"asked": conversations, "truth": truth, "runs": runs}
 
     def _conversation(self, asked: Asked) -> list[dict]:
-        shown = with_pictures(asked.conversation, lambda path: self.places[Path(path).name])
+        shown = with_pictures(asked.conversation, self.places.get)
         return [
             {"role": turn["role"], "content": self._clip(turn["content"]) if isinstance(turn["content"], str)
              else [{**part, "text": self._clip(part["text"])} if part["type"] == "text" else part
@@ -208,8 +238,15 @@ class _Row:
         ]  # fmt: skip
 
     def _answer(self, answer: Answer, place: int) -> dict:
+        painted = {"picture": self.places[answer.picture]} if isinstance(answer, Painted) else {}
         if answer.error:
-            return {"sample": answer.sample, "error": self._clip(answer.error)}
+            return {"sample": answer.sample, "error": self._clip(answer.error)} | painted
+        if painted:
+            return painted | {
+                "sample": answer.sample, "score": answer.score, "guessed": False, "parsed": answer.parsed,
+                "scores": {name: round(value, 3) for name, value in answer.scores.items()},
+                "words": {name: self._clip(words) for name, words in answer.words.items()},
+            }  # fmt: skip
         judged = self.verdicts.get((place, answer.id, answer.sample), [])
         return {
             "sample": answer.sample, "response": self._clip(answer.response),

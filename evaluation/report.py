@@ -10,9 +10,10 @@ from pathlib import Path
 from evaluation.benchmark import Benchmark
 from evaluation.benchmarks import benchmark_named
 from evaluation.comparison import compare
+from evaluation.edit_report import JudgedEdits, holds_edits, read_edits
 from evaluation.runs import Run, RunError, Settings, read_head, read_runs
 from evaluation.summary import summarize
-from evaluation.tables import Section, of_comparison, of_summary
+from evaluation.tables import Section, of_comparison, of_edits, of_summary
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,17 @@ class Report:
     Attributes:
         names: of each run's folder; of several shards' with "+" between them.
         summaries: of `evaluation.summary.summarize`, a run each.
+        edits: whether they are of pictures that an editor painted; then `benchmark` is a `JudgedEdits`.
         comparisons: of `evaluation.comparison.compare`, the first run against each other one; None for a run that
             has no answered question in common with it.
     """
 
-    benchmark: Benchmark
+    benchmark: Benchmark | JudgedEdits
     runs: tuple[Run, ...]
     names: tuple[str, ...]
     summaries: tuple[dict, ...]
     comparisons: tuple[dict | None, ...]
+    edits: bool = False
 
     def as_json(self) -> dict:
         """One run's summary; of several, `runs` and `comparisons`."""
@@ -43,7 +46,7 @@ class Report:
         sections, notes = [], []
         several = len(self.runs) > 1
         for name, summary in zip(self.names, self.summaries, strict=True):
-            own, said = of_summary(summary)
+            own, said = of_edits(summary) if self.edits else of_summary(summary)
             if several:
                 own = [replace(section, title=f"{name}: {section.title}") for section in own]
                 said = [f"{name}: {note}" for note in said]
@@ -60,12 +63,14 @@ class Report:
 
 
 def read_report(folders: Sequence[Path]) -> Report:
-    """The runs in the folders, also those at work; shards of one run are put together.
+    """The runs in the folders, also those at work; shards of one run are put together. Or judged folders of edits.
 
     Raises:
         RunError: a folder that is no run, runs with different questions, or a shard that is there twice.
         BenchmarkError: a benchmark that there is no more.
     """
+    if any(map(holds_edits, folders)):
+        return _read_edits(folders)
     shards: list[tuple[Settings, list[Path]]] = []
     for folder in folders:
         whole = replace(read_head(folder)[0], shards=())
@@ -76,16 +81,30 @@ def read_report(folders: Sequence[Path]) -> Report:
             own.append(folder)
     first = shards[0][0]
     for other, paths in shards[1:]:
-        for name in ("benchmark", "split"):
-            a, b = getattr(first, name), getattr(other, name)
-            if a != b:
-                raise RunError(f"{str(folders[0])!r} and {str(paths[0])!r} have different questions: {name} is {a!r} "
-                               f"and {b!r}; report each for itself.")  # fmt: skip
+        _check_alike(folders[0], first, paths[0], other)
     benchmark = benchmark_named(first.benchmark)
     runs = tuple(read_runs(paths) for _, paths in shards)
     names = tuple("+".join(path.resolve().name for path in paths) for _, paths in shards)
     return Report(benchmark, runs, names, tuple(summarize(run, benchmark) for run in runs),
                   tuple(_compared(runs[0], run) for run in runs[1:]))  # fmt: skip
+
+
+def _read_edits(folders: Sequence[Path]) -> Report:
+    if other := next((folder for folder in folders if not holds_edits(folder)), None):
+        raise RunError(f"{str(other)!r} holds no judged edits, as others of these folders do; report each for itself.")
+    runs, benchmarks, summaries = zip(*map(read_edits, folders), strict=True)
+    for folder, run in zip(folders, runs, strict=True):
+        _check_alike(folders[0], runs[0].settings, folder, run.settings)
+    return Report(benchmarks[0], runs, tuple(folder.resolve().name for folder in folders), summaries,
+                  tuple(_compared(runs[0], run) for run in runs[1:]), edits=True)  # fmt: skip
+
+
+def _check_alike(folder: Path, first: Settings, another: Path, other: Settings) -> None:
+    for name in ("benchmark", "split"):
+        a, b = getattr(first, name), getattr(other, name)
+        if a != b:
+            raise RunError(f"{str(folder)!r} and {str(another)!r} have different questions: {name} is {a!r} and {b!r}; "
+                           f"report each for itself.")  # fmt: skip
 
 
 def _compared(first: Run, other: Run) -> dict | None:

@@ -1,9 +1,12 @@
-"""Runs of AIME as they lie on disk, with all that may befall an answer, for reports to be made of."""
+"""Runs of AIME as they lie on disk, with all that may befall an answer, and judged edits, for reports to be made of."""
 
 from pathlib import Path
 
 from PIL import Image
 
+from evaluation.benchmarks.gedit import BENCHMARK as GEDIT
+from evaluation.edit_benchmark import EditScores, EditTask
+from evaluation.edit_runs import source_beside, write_scores
 from evaluation.runs import Answer, Asked, Member, Run, Session, Settings, write_run
 
 HOSTILE = (
@@ -80,3 +83,25 @@ def sampled(folder: Path, count: int = 12, samples: int = 4) -> Path:
     asked = questions(count, picture(folder.parent))
     answers = [answer_of(q.id, q.truth["answer"], s > 0, sample=s) for q in asked for s in range(samples)]
     return written(folder, asked, answers, samples=samples, sampling={"temperature": 1.0, "max_tokens": 200})
+
+
+def edited(folder: Path, colour: str = "red", followed: float = 9.0, words: str = "The scarf is red now.") -> Path:
+    """A judged folder of GEdit-Bench: two edits with scores and the judge's words, one not judged, one not there."""
+    tasks = [EditTask(f"fullset/color_alter/en/{key}", f"Paint the scarf {key}.", "", {"category": "color_alter",
+                      "language": "en", "intersection": "yes" if key == "aa" else "no"})
+             for key in ("aa", "bb", "cc")]  # fmt: skip
+    for place, task in enumerate(tasks):
+        result = folder / f"{task.name}.png"
+        result.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40), colour if place else "navy").save(result)
+        Image.new("RGB", (60 + place, 40), "white").save(source_beside(result))
+    scores = {"SC": followed, "PQ": 4.0, "O": (followed * 4.0) ** 0.5, "followed": followed, "kept": 10.0,
+              "natural": 4.0, "clean": 7.0}  # fmt: skip
+    found = {task.name: EditScores(scores, {"consistency": words, "quality": "A smear."}) for task in tasks[:2]}
+    failed = {tasks[2].name: "the judge is on fire"}
+    figures = GEDIT.summarize([(task, found[task.name].scores) for task in tasks[:2]])
+    head = {"benchmark": "gedit", "version": "1", "split": "train", "judge": "critic", "tasks": 4, "judged": 2,
+            "missing": {"count": 1, "names": ["fullset/color_alter/en/dd"]},
+            "failed": {"count": 1, "names": list(failed)}, "figures": figures}  # fmt: skip
+    write_scores(folder, tasks, found, failed, head)
+    return folder

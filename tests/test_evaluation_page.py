@@ -4,7 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from sample_runs import HOSTILE, SESSION, answer_of, coordinated, questions, sampled, single, written
+from sample_runs import HOSTILE, SESSION, answer_of, coordinated, edited, questions, sampled, single, written
 
 from evaluation.page import write_page
 from evaluation.report import read_report
@@ -150,6 +150,28 @@ def test_a_link_opens_its_question_on_whatever_page_of_the_list(visit, tmp_path)
     page.locator(".opened").wait_for()
     assert page.locator(".question[open] .name").inner_text() == "q77"
     assert page.locator(".opened a").get_attribute("href") == "#q:q77"
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_an_edit_shows_both_pictures_its_scores_and_the_judges_words(visit, tmp_path, window):
+    page = visit(edited(tmp_path / "ours"), edited(tmp_path / "theirs", "green", 1.0, HOSTILE), window=window)
+    assert "3 edits" in page.locator("#found").inner_text()
+    assert "Paint the scarf aa." in page.locator("#list").inner_text()
+    first = page.locator(".question").first
+    first.locator("summary").first.click()
+    first.locator("img").nth(2).wait_for()
+    widths = "all => Promise.all(all.map((image) => image.decode().then(() => image.naturalWidth)))"
+    loaded = first.locator("img").evaluate_all(widths)
+    assert loaded == [60, 60, 60] and first.get_by_alt_text("The edited picture").count() == 2  # before, ours, theirs
+    assert first.get_by_text("The scarf is red now.").is_visible()
+    assert first.locator("pre", has_text="</script>").is_visible()
+    assert "followed" in first.inner_text() and "60 %" in first.inner_text()
+    page.get_by_label("That is").select_option("failed")
+    found(page, 1)
+    page.locator(".question summary").first.click()
+    page.locator(".opened").get_by_text("the judge is on fire").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= WINDOWS[window][0]
+    page.screenshot(path=tmp_path / f"{window}-edits.png", full_page=True)
 
 
 def test_hostile_text_runs_nothing(visit, tmp_path):

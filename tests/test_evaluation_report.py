@@ -124,6 +124,17 @@ def test_withheld_questions_are_named(tmp_path):
     assert [bool(flags & page_questions.WITHHELD) for _, flags, _ in states] == [not q.given for q in asked]
 
 
+def test_questions_asked_without_their_pictures_are_named_and_show_them(tmp_path):
+    asked = questions(7, picture(tmp_path))
+    answers = [answer_of(q.id, q.truth["answer"]) for q in asked]
+    page = page_html(read_report([written(tmp_path / "blind", asked, answers, blind=True)]))
+    assert "by the text alone: 3 of 7 questions" in words_of(page)
+    assert "Asked without their pictures: 3 questions q0, q3, q6" in words_of(page)
+    states = json.loads(part(page, "index"))["runs"][0]
+    assert [bool(flags & page_questions.BLIND) for _, flags, _ in states] == [not q.place % 3 for q in asked]
+    assert len(part(page, "pictures").split()) == 1
+
+
 def test_every_sample_has_its_tree_parse_truth_and_verdict(tmp_path):
     row = rows_of(page_html(read_report([coordinated(tmp_path / "run")])))[5]
     answer = row["runs"][0]["answers"][0]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from evaluation.benchmark import BenchmarkError
 from evaluation.data import data_folder
-from evaluation.edit_benchmark import EditTask
+from evaluation.edit_benchmark import EditScores, EditTask
 from evaluation.judging import Judge, Preference, prefer, read_scores
 from evaluation.picture_rows import picture_address, picture_rows
 from vlm.pictures import open_picture
@@ -62,6 +62,8 @@ class GEdit:
         "`Intersection_exist`"
     )
     needs_judge = True
+    overall, highest = "O", 10.0
+    shown = ("SC", "PQ", "O")
 
     def load(self, location: str | Path | None, split: str, size: int | None = None) -> list[EditTask]:
         """See `EditBenchmark.load`; the hub calls its only split `train`."""
@@ -79,15 +81,16 @@ class GEdit:
             tasks[task.name] = task
         return list(tasks.values())
 
-    def score(self, task: EditTask, result: Image.Image, judge: Judge | None) -> dict[str, float]:
+    def score(self, task: EditTask, result: Image.Image, judge: Judge | None) -> EditScores:
         """See `EditBenchmark.score`: `SC`, `PQ`, `O`, and the four scores they come from."""
         before, after = _pair(task, result)
         asked = CONSISTENCY.format(instruction=task.instruction)
-        followed, kept = judge.ask(_about([before, after], asked), read_scores, f"{task.name}, consistency")
-        natural, clean = judge.ask(_about([after], QUALITY), read_scores, f"{task.name}, quality")
+        (followed, kept), of_edit = judge.ask(_about([before, after], asked), _heard, f"{task.name}, consistency")
+        (natural, clean), of_picture = judge.ask(_about([after], QUALITY), _heard, f"{task.name}, quality")
         consistency, quality = min(followed, kept), min(natural, clean)
-        return {"SC": consistency, "PQ": quality, "O": math.sqrt(consistency * quality), "followed": followed,
-                "kept": kept, "natural": natural, "clean": clean}  # fmt: skip
+        scores = {"SC": consistency, "PQ": quality, "O": math.sqrt(consistency * quality), "followed": followed,
+                  "kept": kept, "natural": natural, "clean": clean}  # fmt: skip
+        return EditScores(scores, {"consistency": of_edit, "quality": of_picture})
 
     def prefer(self, task: EditTask, ours: Image.Image, other: Image.Image, judge: Judge) -> Preference:
         """Which of two editors' results is better, asked in both orders. Raises BenchmarkError."""
@@ -157,6 +160,11 @@ def _task(row: dict, folder: Path) -> EditTask:
     }
     return EditTask(f"fullset/{category}/{language}/{key}", row["instruction"].strip(),
                     picture_address(raw, folder) if raw else source, groups, source)  # fmt: skip
+
+
+def _heard(words: str) -> tuple[tuple[float, float], str]:
+    """The verdict and the words that it was read from. Raises ValueError."""
+    return read_scores(words), words
 
 
 def _pair(task: EditTask, result: Image.Image) -> tuple[Image.Image, Image.Image]:

@@ -10,7 +10,7 @@ from statistics import mean
 from PIL import Image
 
 from evaluation.benchmark import BenchmarkError
-from evaluation.edit_benchmark import EditTask
+from evaluation.edit_benchmark import EditScores, EditTask
 from evaluation.judging import Judge
 from training.intervals import mean_of, wilson
 from training.world.edits import EDIT_FAMILIES, draw_edit
@@ -29,6 +29,8 @@ class WorldEdits:
     source = "drawn"
     layout = f"nothing to fetch: the edits are drawn; a number is so many a family ({PER_FAMILY})"
     needs_judge = False
+    overall, highest = "success", 1.0
+    shown = ("change", "preservation")
 
     def load(self, location: str | Path | None, split: str, size: int | None = None) -> list[EditTask]:
         """See `EditBenchmark.load`; `location` is the number of edits a family."""
@@ -42,13 +44,14 @@ class WorldEdits:
         return [EditTask(f"{split}/{e.family}/{e.seed}", e.instruction, e.before,
                          {"family": e.family, "language": e.language}, truth=e) for e in edits]  # fmt: skip
 
-    def score(self, task: EditTask, result: Image.Image, judge: Judge | None) -> dict[str, float]:
+    def score(self, task: EditTask, result: Image.Image, judge: Judge | None) -> EditScores:
         """See `EditBenchmark.score`: `change`, `preservation`, and `success`, which is 0 or 1."""
         try:
             found = task.truth.verifier(result)
         except ValueError as error:
             raise BenchmarkError(f"{task.name}: {error}") from None
-        return {"change": found.change, "preservation": found.preservation, "success": float(found.success)}
+        scores = {"change": found.change, "preservation": found.preservation, "success": float(found.success)}
+        return EditScores(scores)
 
     def summarize(self, scored: Sequence[tuple[EditTask, dict[str, float]]]) -> dict:
         """`families`, and the unweighted `mean` of their successes with `mean_interval`; by language likewise."""
