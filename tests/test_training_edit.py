@@ -156,14 +156,6 @@ def _ten(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_ten_pictures_are_learnt(run, tmp_path):
-    recipe = _recipe(tmp_path, edit={"edits": _ten(tmp_path), "vae": str(run / "vae" / "model"), "steps": 40,
-                                     "dropout": 0, "batch_size": 20, "optimizer": {"learning_rate": 4e-3}})  # fmt: skip
-    run_stage(recipe, "edit", tmp_path, workers=0)
-    losses = _losses(tmp_path / "edit")
-    assert sum(losses[-5:]) / 5 < 0.75 * losses[0], losses[::10]
-
-
 def test_adapters_are_saved_alone_and_change_the_picture(run, tmp_path):
     recipe = _recipe(tmp_path, edit={"edits": _ten(tmp_path), "editor": str(run / "edit" / "model"), "steps": 6,
                                      "lora": {"rank": 8, "alpha": 64, "targets": ["to_q", "proj_out"]},
