@@ -263,11 +263,11 @@ def relation(scene: Scene, rng: random.Random) -> Question:
         raise NotAskable
     yes = (va - vb) * sign > 0
     prompt = rng.choice((f"Is the {a.name} {words} the {b.name}?", f"Does the {a.name} lie {words} the {b.name}?"))
-    # Where a is, seen from b, in the question's own words.
+    # Where a is, seen from b, and beside it where it was asked to be: mini forgot the question's word at this length.
     seen = {"column": ("left", "right"), "row": ("above", "below")}[axis][va > vb]
-    steps = f"A {a.place}, B {b.place}\n{axis}: {va} and {vb}, {seen}"
-    evidence = f"The {a.name} is in {axis} {va}, the {b.name} in {axis} {vb}"
     answer = "yes" if yes else "no"
+    steps = f"A {a.place}, B {b.place}\n{axis}: {va} and {vb}, {seen}, {words.split()[0]}? {answer}"
+    evidence = f"The {a.name} is in {axis} {va}, the {b.name} in {axis} {vb}"
     return Question(prompt, steps, evidence, answer, {"kind": "exact", "truth": [answer]},
                     _legend(f"{a.name} A", f"{b.name} B"), _lettered(scene, a, b))  # fmt: skip
 
