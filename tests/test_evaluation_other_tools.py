@@ -1,5 +1,7 @@
 """The page on other tools says what is true of our server, and its files do what it says of them."""
 
+import base64
+import csv
 import json
 import re
 import sys
@@ -57,7 +59,7 @@ def test_what_both_tools_send_is_answered():
 
 def test_the_files_of_the_task_belong_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    draw, drawn = blocks("python")
+    draw, drawn, table = blocks("python")
     exec(compile(draw, "draw.py", "exec"), {})  # our own page's code, not a model's
     (tmp_path / "world-task" / "drawn.py").write_text(drawn)
     monkeypatch.syspath_prepend(tmp_path / "world-task")
@@ -75,5 +77,12 @@ def test_the_files_of_the_task_belong_together(tmp_path, monkeypatch):
         assert config["doc_to_visual"](row)[0].mode == "RGB" and config["doc_to_text"](row)
         assert config["process_results"](row, [f"Answer: {row[config['doc_to_target']]}"]) == {"exact": 1.0}
         assert config["process_results"](row, ["Answer: nothing"]) == {"exact": 0.0}
+    exec(compile(table, "table.py", "exec"), {})
+    with open("Drawn.tsv", newline="") as stored:
+        made = list(csv.DictReader(stored, delimiter="\t"))
+    assert [(row["question"], row["answer"]) for row in made] == [(row["question"], row["answer"]) for row in rows]
+    assert all(
+        base64.b64decode(row["image"]) == Path(of["image"]).read_bytes() for row, of in zip(made, rows, strict=True)
+    )
     command = blocks("console")[1]
     assert f"--tasks {config['task']} " in command and "--include_path world-task" in command
