@@ -185,8 +185,10 @@ def test_the_model_picker_refuses_in_one_line(browser, address):
 # Parallel reasoning
 
 
-LONG = "4,200"  # the second round takes much longer than anybody needs to stop it
-IN_ITS_SECOND_ROUND = "#tree .pacore-round:nth-child(2)[data-state=running]"
+# One round of what mini was taught to answer, at length, and more of it than is done before anybody stops it; how long it
+# talks when it reads messages is another matter with every training.
+LONG = "200"
+SOME_ARE_DONE = "#tree .pacore-one[data-state=done]"
 
 
 def ask_in_parallel(page, rounds: str, sample: str = "existence") -> None:
@@ -234,15 +236,14 @@ def test_the_tree_of_rounds_grows_below_the_answer(browser, mini_address, tmp_pa
 def test_stop_ends_the_work_and_keeps_the_conclusions(browser, mini_address):
     page = visit(browser, mini_address)
     ask_in_parallel(page, LONG)
-    done = page.locator("#tree .pacore-one[data-state=done]")
-    page.locator(IN_ITS_SECOND_ROUND).wait_for()
+    done = page.locator(SOME_ARE_DONE)
+    done.first.wait_for()
     assert engines()
     page.locator("#stop").click()
     page.get_by_text("Stopped.").wait_for()
     wait_until_idle(seconds=10)
     answered(page)
     assert page.locator("#tree .pacore-one[data-state=cancelled]").count() > 0
-    assert page.locator("#tree").get_by_text("4 of 4 in").is_visible()
     assert page.locator("#tree [data-state=running]").count() == 0
     done.first.locator("summary").click()
     assert "Answer:" in done.first.locator("pre").first.inner_text()
@@ -253,7 +254,7 @@ def test_stop_ends_the_work_and_keeps_the_conclusions(browser, mini_address):
 def test_closing_the_window_ends_the_rounds(browser, mini_address):
     page = visit(browser, mini_address)
     ask_in_parallel(page, LONG)
-    page.locator(IN_ITS_SECOND_ROUND).wait_for()
+    page.locator(SOME_ARE_DONE).first.wait_for()
     assert engines()
     page.close()
     wait_until_idle(seconds=60)
