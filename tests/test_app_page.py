@@ -185,8 +185,8 @@ def test_the_model_picker_refuses_in_one_line(browser, address):
 # Parallel reasoning
 
 
-# One round of what mini was taught to answer, at length, and more of it than is done before anybody stops it; how long it
-# talks when it reads messages is another matter with every training.
+# One round of what mini was taught to answer, at length, and more of it than is done before anybody stops it; how long
+# it talks when it reads messages is another matter with every training.
 LONG = "200"
 SOME_ARE_DONE = "#tree .pacore-one[data-state=done]"
 
