@@ -1,5 +1,7 @@
 """Loading a model by name, streaming an answer, and splitting it into reasoning and conclusion."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -49,6 +51,13 @@ def test_load_by_folder_and_by_name(folder, model, monkeypatch, tmp_path):
         assert not loaded.training and loaded.dtype is torch.float32
         assert processor.image_processor.image_size == 32
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+def test_loading_warns_of_nothing(folder):
+    """In a process of its own: here the Auto classes have long been told of the model."""
+    program = f"from vlm.answering import load; load({str(folder)!r})"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "[transformers]" not in said.stderr, said.stderr
 
 
 def test_weights_shipped_in_bfloat16_compute_in_float32_on_the_cpu(folder, model):

@@ -12,9 +12,8 @@ import torch
 from huggingface_hub import constants, snapshot_download
 from transformers import DynamicCache
 
-from vlm.configuration import RELEASED_MODEL_TYPES, Step3VLConfig
-from vlm.modeling import Step3VLForConditionalGeneration
-from vlm.processing import Step3VLProcessor
+from vlm.auto import Step3VLConfig, Step3VLForConditionalGeneration, Step3VLProcessor
+from vlm.configuration import RELEASED_MODEL_TYPES
 from vlm.reasoning import OPEN_TAG
 
 # The folder that holds `mini/`, when it is not the repository's own `checkpoints/`.
