@@ -148,14 +148,20 @@ def test_the_other_way_round_is_the_same_the_other_way_round(pairs):
     assert 0 < there.p <= 1
 
 
-def test_right_and_wrong_are_tested_exactly_and_fractions_by_bootstrap():
+def test_right_and_wrong_are_tested_exactly_and_fractions_by_flipped_signs():
     a, b = [0, 0, 0, 1, 1] * 20, [0, 1, 1, 1, 0] * 20
     found = paired(a, b)
     assert (found.won, found.lost, found.n) == (40, 20, 100) and found.test == "McNemar, exact"
     assert found.p == mcnemar(20, 40) and found.difference == pytest.approx(0.2)
     halves = paired([x / 2 for x in a], [x / 2 for x in b])
-    assert halves.test == "paired bootstrap" and halves.p < 0.05 and halves.difference == pytest.approx(0.1)
+    assert halves.test == "sign flips" and halves.p < 0.05 and halves.difference == pytest.approx(0.1)
     assert paired([0.5] * 9, [0.5] * 9).p == 1.0
+
+
+def test_two_questions_cannot_show_much():
+    assert paired([0.2, 0.3], [0.6, 0.9]).p == pytest.approx(2 / 2**2)
+    assert paired([0.1] * 8, [0.2, 0.5, 0.9, 0.4, 0.3, 0.6, 0.7, 0.8]).p == pytest.approx(2 / 2**8)
+    assert paired([0.5] * 40, [0.6] * 40).p == pytest.approx(1 / 10_001)
 
 
 @pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 0.0])])
