@@ -78,10 +78,11 @@ def sign_flips(gains: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> 
     gains = gains[gains != 0]
     if 2 ** len(gains) <= resamples:
         signs = np.array(list(product((1, -1), repeat=len(gains)))).reshape(2 ** len(gains), len(gains))
+        sums = np.abs(signs @ gains)
     else:
-        drawn = np.random.default_rng(seed).choice((1, -1), (resamples, len(gains)))
-        signs = np.concatenate([np.ones((1, len(gains)), int), drawn])
-    sums = np.abs(signs @ gains)
+        rng, rows = np.random.default_rng(seed), max(1, _AT_ONCE // len(gains))
+        drawn = (rng.choice((1, -1), (min(rows, resamples - start), len(gains))) for start in range(0, resamples, rows))
+        sums = np.abs(np.concatenate([[gains.sum()], *(signs @ gains for signs in drawn)]))
     return float((sums >= sums[0] * (1 - 1e-9)).mean())
 
 
