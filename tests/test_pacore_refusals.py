@@ -64,8 +64,8 @@ def test_a_batch_that_nobody_will_answer_ends_at_once(batch, refusal, words, mon
     monkeypatch.setattr(pacore.openai_backend, "BACKOFF", 30.0)
     with FaultServer([refusal]) as server:
         code, said = batch.run(server.url)
-        # What was in flight or came in the meantime; those that waited are not sent.
-        assert code == 2 and 1 <= len(server.calls) <= 3 * CALLS
+        # What was in flight or came in the meantime, more on a busy machine; those that waited are not sent.
+        assert code == 2 and 1 <= len(server.calls) <= QUESTIONS * WIDTH // 2
     address = server.url.removesuffix("/v1")
     assert said.startswith(f"error: {address} failed: {words}")
     assert said.endswith(f" 0 of {QUESTIONS} questions are answered; --resume goes on with the others.")
