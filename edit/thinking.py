@@ -77,7 +77,7 @@ class Thought:
     attempts: list[Attempt] = field(default_factory=list)
 
 
-def own_model(pipeline: EditPipeline, max_new_tokens: int = 128) -> Ask:
+def own_model(pipeline: EditPipeline, max_new_tokens: int = 224) -> Ask:
     """An `Ask` of the pipeline's own model: the likeliest words, the reasoning before them left out."""
 
     @torch.no_grad()

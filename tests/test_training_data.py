@@ -123,6 +123,17 @@ def test_phases_follow_each_other(mini):
         steps[4]
 
 
+@pytest.mark.parametrize("modality", ["picture", "text"])
+def test_edits_are_learnt_from_instructions_and_their_plans(mini, modality):
+    mixture = [Source(weight=1, world=World(task="edit", modality=modality, families=["remove"]))]
+    steps = Steps(_stage(phases=[Phase(steps=1, mixture=mixture)], batch_size=8), mini[1], "assistant", seed=7)
+    said = "".join(map(mini[1].tokenizer.decode, (row for part in steps[0] for row in part["input_ids"])))
+    assert said.count(" goes\nkeep:") == 8 and ("Picture:\nr1c1" in said) == (modality == "text")
+    assert 0 < said.count("Say briefly what must change") < 8  # asked for a plan, or told the instruction alone
+    with pytest.raises(ValueError, match=r"no families named .*relation.*; there are recolour"):
+        World(task="edit", families=["relation"])
+
+
 def test_a_batch_that_does_not_divide_is_refused(mini):
     with pytest.raises(ValueError, match="does not divide by 3"):
         Steps(_stage(), mini[1], "assistant", 0, 0, 3)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,17 @@ from diffusers import AutoencoderKL
 from edit import EditPipeline
 from edit.conditioning import Conditioning
 from edit.configuration import PRESETS, mini_editor
+from edit.inputs import EditError
 from edit.latents import encode, pack
 from edit.loading import load_editor
+from edit.thinking import Questions, _with_plan
 from training.edit import Editor, EditSteps, EditTask
 from training.edit_folder import export_edits
-from training.edit_pairs import EditCache
+from training.edit_pairs import EditCache, Pairs
 from training.edit_publish import publish_editor
 from training.edit_report import compare_edit_reports, edit_report, print_edit_report
-from training.recipe import RECIPES, RecipeError, load_recipe
+from training.edit_thought import Thinking
+from training.recipe import RECIPES, EditStage, RecipeError, load_recipe
 from training.runs import run_stage, told_otherwise
 from training.vae import LOOKED_AT, psnr, to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, draw_edit
@@ -112,6 +116,28 @@ def test_the_changed_region_weighs_more(run):
     torch.testing.assert_close(editor(batch, 0.5), expected)
 
 
+def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):
+    ways = {"dropout": 0.2, "planned": 0.5, "batch_size": 12, "gradient_accumulation_steps": 3}
+    recipe = _recipe(tmp_path, edit={"vae": str(run / "vae" / "model"), "steps": 1, **ways})
+    model = run_stage(recipe, "edit", tmp_path, workers=0)
+    stage = recipe.stages["edit"]
+    steps = EditSteps(stage, EditCache(tmp_path / "edit" / "cache", stage.pairs, planned=True), None, recipe.seed, 0, 1)
+    assert all(len(item["planned"]) > len(item["embedding"]) for item in map(steps.cache.__getitem__, range(12)))
+    drawn = [steps._sample(step, i) for step in range(20) for i in range(12)]
+    told = {name: sum(torch.equal(d["embedding"], d[name]) for d in drawn) / len(drawn)
+            for name in ("unconditional", "planned")}  # fmt: skip
+    assert 0.12 < told["unconditional"] < 0.28 and 0.3 < told["planned"] < 0.5  # 0.2, and half of the others
+    lengths = [[len(embedding) for embedding in batch["embeddings"]] for batch in steps[0]]
+    assert [len(batch) for batch in lengths] == [4, 4, 4] and list(chain(*lengths)) == sorted(chain(*lengths))
+    # The plan is told as the editor itself tells it.
+    pipeline, pairs = EditPipeline.from_pretrained(model), Pairs(stage, recipe.seed)
+    told = _with_plan(pipeline, pairs[5].before, pairs[5].instruction, pairs[5].plan, Questions())
+    embedding = pipeline.encode_prompt([pairs[5].before], [told])[0]
+    torch.testing.assert_close(embedding, steps.cache[5]["planned"], atol=0.01, rtol=0.01)
+    with pytest.raises(ValueError, match="need the world's plans"):
+        EditStage(steps=1, planned=0.5, edits="folder")
+
+
 def test_the_editor_can_be_loaded_and_used(run):
     pipeline = EditPipeline.from_pretrained(run / "edit" / "model")
     edit = draw_edit(3, "test", size=64)
@@ -186,6 +212,32 @@ def test_the_report_has_every_family_and_the_ceiling(run, tmp_path):
     assert len((tmp_path / "edits.jsonl").read_text().splitlines()) == 2 * len(EDIT_FAMILIES)
     with pytest.raises(ValueError, match="no split named 'train'"):
         edit_report(str(run / "edit" / "model"), samples=1, splits=("train",))
+
+
+def test_thinking_is_reported_with_its_cost(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.edit_report.EDIT_FAMILIES", ("remove",))
+
+    def answers(pipeline):  # the plan; then a number for each of two candidates, and a verdict on the better one
+        script = iter(["nothing", "3", "7", "retry", "9", "1", "accept"] * 2)
+        return lambda conversation: next(script)
+
+    monkeypatch.setattr("training.edit_thought.own_model", answers)
+    thinking = Thinking(plan=True, candidates=2, reflections=2)
+    summary = edit_report(str(run / "edit" / "model"), 2, ("test",), 1, None, 1, tmp_path, thinking)
+    figures = summary["test_thinking"]
+    assert figures["painted_per_edit"] == 4 and figures["seconds_per_edit"] > 0 and figures["plans_right"] == 0
+    assert figures["verdicts"] == {"accept": 2, "retry": 2}
+    rows = [json.loads(line) for line in (tmp_path / "edits.jsonl").read_text().splitlines()]
+    assert [(row["plan"], row["painted"]) for row in rows] == [("nothing", 4)] * 2
+    # What a faultless judge would reach is at least what was reached.
+    assert all(row["any"] >= row["success"] for row in rows)
+    print_edit_report(summary, as_json=False)
+
+
+def test_thinking_about_nothing_is_the_plain_report(run):
+    assert not Thinking().asked and Thinking(plan=True).asked and Thinking(candidates=2).asked
+    with pytest.raises(EditError, match="seeds is 0"):
+        edit_report(str(run / "edit" / "model"), 1, ("test",), 1, thinking=Thinking(candidates=0))
 
 
 @pytest.fixture(scope="module")

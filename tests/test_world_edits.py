@@ -176,9 +176,33 @@ def test_the_plan_names_what_changes_and_what_stays():
         assert change == f"change: {edit.steps[0]}" and edit.steps[0].endswith(" goes")
         kept = edit.pages[1].scene.things
         assert keep == "keep: " + ", ".join([*(f"{t.place} {t.full_name}" for t in kept), "background"])
-        assert edit.response == f"<think>\n{edit.transcription}\n{edit.plan}\n</think>\n{edit.steps[0]}"
+        assert edit.response == f"<think>\n{edit.reading}\n{edit.plan}\n</think>\n{edit.steps[0]}"
         picture, text = edit.conversation()[0]["content"]
         assert picture["image"] is edit.before and text["text"] == edit.instruction
+        (twin,) = edit.conversation("Plan: {instruction}", "text")[0]["content"]
+        assert twin["text"] == f"Picture:\n{edit.transcription}\nPlan: {edit.instruction}"
+
+
+def test_the_reading_marks_what_is_meant():
+    """A letter for each name, and behind each thing that has it; without the letters it is the transcription."""
+    for family in EDIT_FAMILIES:
+        for seed in range(12):
+            edit = draw_edit(seed, "train", family)
+            assert draw_edit(seed, "train", family, "zh").reading == draw_edit(seed, "train", family, "en").reading
+            if edit.reading == edit.transcription:
+                assert family in ("add", "background", "text")
+                continue
+            legend, _, read = edit.reading.partition("\n")
+            assert re.sub(r" [A-F]\b", "", read) == edit.transcription
+            for name in legend.removeprefix("? ").split(", "):
+                words, letter = name.rsplit(" ", 1)
+                place = words.split()[0] if re.match(r"r\dc\d", words) else ""
+                marked = re.findall(r"(r\dc\d)?((?: [a-z]+)+(?: [A-F])+)", read)
+                found = [(at, thing) for at, thing in marked if letter in thing.split()]
+                assert found and (family == "count" or len(found) == 1)
+                assert all(word in thing.split() for _, thing in found for word in words.removeprefix(place).split())
+                assert not place or found[0][0] in (place, "")
+    assert draw_edit(3, "train", "remove").reading.startswith("? ")
 
 
 def test_people_say_it_in_many_ways():

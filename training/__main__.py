@@ -85,6 +85,12 @@ class Report:
     """Of sampling (edits only); the editor's own by default."""
     guidance: float | None = None
     """Of sampling (edits only); the editor's own by default."""
+    plan: bool = False
+    """The model that sees writes a plan first (edits only; like the next two, one edit at a time)."""
+    candidates: int = 1
+    """Pictures painted for each edit, of which the model keeps the best (edits only)."""
+    reflections: int = 0
+    """Results the model inspects at most, to accept, retry or roll back (edits only)."""
 
 
 @dataclass
@@ -191,11 +197,12 @@ def run(command) -> None:
                       trackers=command.trackers, workers=command.workers)  # fmt: skip
         case Report(edits=True):
             from training.edit_report import compare_edit_reports, edit_report, print_edit_report
+            from training.edit_thought import Thinking
 
-            summary = edit_report(command.model or "mini", command.samples, command.splits,
-                                  command.steps, command.guidance, command.batch_size, command.out)  # fmt: skip
-            summary |= compare_edit_reports(command.against, command.samples, command.splits, command.steps,
-                                            command.guidance, command.batch_size)  # fmt: skip
+            thinking = Thinking(command.plan, command.candidates, command.reflections)
+            how = (command.samples, command.splits, command.steps, command.guidance, command.batch_size)
+            summary = edit_report(command.model or "mini", *how, command.out, thinking)
+            summary |= compare_edit_reports(command.against, *how, None, thinking)
             print_edit_report(summary, as_json=command.json)
         case Report():
             from training.report import print_report, report

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from training.conversations import read_conversations
 from training.recipe import Phase, Source, Stage, World
 from training.world import FAMILIES, draw_sample
+from training.world.edits import EDIT_FAMILIES, draw_edit
 from training.world.sample import stream
 
 IGNORED = -100
@@ -95,13 +96,19 @@ class WorldReader:
     """Draws a conversation of the world with a generator."""
 
     def __init__(self, world: World):
-        self.world, self.families = world, tuple(world.families or FAMILIES)
+        self.world = world
+        self.families = tuple(world.families or (EDIT_FAMILIES if world.task == "edit" else FAMILIES))
+        if world.task == "edit":
+            from edit.thinking import Questions  # which brings all of diffusers
+
+            # As the painter will be told of it, or as the editor asks for a plan.
+            self.asked = ("{instruction}", Questions().plan)
 
     def __call__(self, rng: random.Random) -> list[dict]:
-        world = self.world
-        return draw_sample(
-            rng.getrandbits(48), world.split, rng.choice(self.families), world.modality, world.task
-        ).conversation()
+        world, seed, family = self.world, rng.getrandbits(48), rng.choice(self.families)
+        if world.task == "edit":
+            return draw_edit(seed, world.split, family).conversation(rng.choice(self.asked), world.modality)
+        return draw_sample(seed, world.split, family, world.modality, world.task).conversation()
 
 
 class DatasetReader:

@@ -54,25 +54,33 @@ class EditSteps(Dataset):
             sample = self._sample(step, i)
             by_size.setdefault(tuple(sample["target"].shape), []).append(sample)
         parts = self.stage.gradient_accumulation_steps
-        return [
-            self._batch(group[part::parts]) for group in by_size.values() for part in range(parts) if group[part::parts]
-        ]
+        batches = []
+        for group in by_size.values():
+            # Alike in length, so that little is padded: a long instruction would make all others as long.
+            group.sort(key=lambda sample: len(sample["embedding"]))
+            share = -(-len(group) // parts)
+            batches += [self._batch(group[begin : begin + share]) for begin in range(0, len(group), share)]
+        return batches
 
     def _sample(self, step: int, i: int) -> dict:
-        """A pair, its noise and its level; an empty instruction now and then."""
+        """A pair, its noise and its level; an empty instruction now and then, or one that is followed by its plan."""
         index = self._pair(step * self.stage.batch_size + i)
         rng = stream("flow", self.seed, step, i)
-        drop = rng.random() < self.stage.dropout
+        chance = rng.random()
+        told = "unconditional" if chance < self.stage.dropout else "embedding"
+        if told == "embedding" and chance < self.stage.dropout + self.stage.planned * (1 - self.stage.dropout):
+            told = "planned"
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         item = self.cache[index]
         sample = item | {
-            "embedding": item["unconditional" if drop else "embedding"],
+            "embedding": item[told],
             "noise": torch.randn(item["target"].shape, generator=generator),
             "normal": torch.randn((), generator=generator),
         }
         if self.pairs is not None:
             pair = self.pairs[index]
-            sample |= {"picture": pair.before, "instruction": "" if drop else pair.instruction}
+            words = {"unconditional": "", "embedding": pair.instruction, "planned": pair.planned}
+            sample |= {"picture": pair.before, "instruction": words[told]}
         return sample
 
     def _pair(self, position: int) -> int:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edit.conditioning import Conditioning, embed
 from edit.latents import encode, target_size
+from edit.thinking import Questions
 from training.edit_folder import load_edits
 from training.recipe import EditStage
 from training.vae import to_pixels
@@ -40,12 +41,19 @@ class Pair:
 
     Attributes:
         changed: (height, width) of the pictures, True where the edit is; None where that is not known.
+        plan: what becomes of what, in the world's short form; empty where that is not known.
     """
 
     before: Image.Image
     after: Image.Image
     instruction: str
     changed: np.ndarray | None
+    plan: str = ""
+
+    @property
+    def planned(self) -> str:
+        """What the painter is told where the edit was planned: see `edit.thinking`."""
+        return self.instruction + Questions().then + self.plan
 
 
 class Pairs(Dataset):
@@ -66,26 +74,28 @@ class Pairs(Dataset):
         split = "easy" if rng.random() < self.stage.easy else "train"
         family = rng.choice(self.stage.families) if self.stage.families else None
         edit = draw_edit(rng.getrandbits(48), split, family, size=self.stage.size)
-        return Pair(edit.before, edit.after, edit.instruction, edit.changed)
+        return Pair(edit.before, edit.after, edit.instruction, edit.changed, "; ".join(edit.steps))
 
 
 class EditCache(Dataset):
     """What the frozen models say of every pair, on disk.
 
     Item i is `{reference, target: (channels, height, width) normalised latents, changed: (tokens,) 1 where
-    the edit is, embedding: (tokens,
-    width), unconditional: likewise, with an empty instruction}`, as float32.
+    the edit is, embedding: (tokens, width), unconditional: likewise, with an empty instruction}`, and `planned`, with
+    the plan behind the instruction, where the stage wants it; as float32.
     """
 
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, planned: bool = False):
+        self.folder, self.count, self.planned = folder, count, planned
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         shard, own = self._open[i // SHARD], i % SHARD
-        names = ("reference", "target", "changed", "embedding", "unconditional")
+        names = ["reference", "target", "changed", "embedding", "unconditional"]
+        if self.planned:
+            names.append("planned")
         return {name: shard.get_tensor(f"{own}.{name}").float() for name in names}
 
     @cached_property
@@ -94,7 +104,7 @@ class EditCache(Dataset):
 
     def __getstate__(self) -> dict:
         """Without the open files: a worker opens its own."""
-        return {"folder": self.folder, "count": self.count}
+        return {"folder": self.folder, "count": self.count, "planned": self.planned}
 
 
 def build_cache(
@@ -120,15 +130,13 @@ def build_cache(
         # Fewer workers than pairs at once would wait for pictures; they draw the next ones while these are encoded.
         loader = DataLoader(pairs, batch_size=PAIRS_AT_ONCE, sampler=own, num_workers=workers, collate_fn=list)
         for start, batch in zip(range(0, len(own), PAIRS_AT_ONCE), loader, strict=True):
-            for offset, item in enumerate(
-                _encoded(batch, pairs.stage.size, multiple, model, processor, vae, conditioning)
-            ):
+            for offset, item in enumerate(_encoded(batch, pairs.stage, multiple, model, processor, vae, conditioning)):
                 tensors |= {f"{start + offset}.{name}": value for name, value in item.items()}
         partial = folder / f"{_shard_name(shard)}.partial"
         save_file(tensors, partial)
         os.replace(partial, folder / _shard_name(shard))
     state.wait_for_everyone()
-    return EditCache(folder, len(pairs))
+    return EditCache(folder, len(pairs), bool(pairs.stage.planned))
 
 
 def _shard_name(shard: int) -> str:
@@ -136,22 +144,24 @@ def _shard_name(shard: int) -> str:
 
 
 @torch.inference_mode()
-def _encoded(batch: list[Pair], level: int, multiple: int, model, processor, vae, conditioning: Conditioning):
+def _encoded(batch: list[Pair], stage: EditStage, multiple: int, model, processor, vae, conditioning: Conditioning):
     """The cache's entries of some pairs, in half precision on the CPU."""
     before = [pair.before for pair in batch]
-    embeddings = embed(model, processor, before, [pair.instruction for pair in batch], conditioning)
-    unconditional = embed(model, processor, before, [""] * len(batch), conditioning)
-    for pair, embedding, empty in zip(batch, embeddings, unconditional, strict=True):
-        size = target_size(*pair.before.size, level, multiple)
+    told = {"embedding": [pair.instruction for pair in batch], "unconditional": [""] * len(batch)}
+    if stage.planned:
+        told["planned"] = [pair.planned for pair in batch]
+    made = {name: embed(model, processor, before, words, conditioning) for name, words in told.items()}
+    for i, pair in enumerate(batch):
+        size = target_size(*pair.before.size, stage.size, multiple)
         reference, target = encode(vae, to_pixels([pair.before, pair.after], size)).half().cpu()
         grid = (size[1] // multiple, size[0] // multiple)
         changed = torch.zeros(grid, dtype=torch.float16)
         if pair.changed is not None:
             mask = torch.from_numpy(pair.changed).float()[None, None]
             changed = functional.adaptive_max_pool2d(mask, grid)[0, 0].half()
+        embeddings = {name: rows[i].half().cpu().contiguous() for name, rows in made.items()}
         yield {"reference": reference.contiguous(), "target": target.contiguous(), "changed": changed.flatten(),
-               "embedding": embedding.half().cpu().contiguous(),
-               "unconditional": empty.half().cpu().contiguous()}  # fmt: skip
+               **embeddings}  # fmt: skip
 
 
 def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning) -> None:
@@ -160,7 +170,7 @@ def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning
     made_with = {
         "edits": stage.edits, "pairs": len(pairs), "families": stage.families, "easy": stage.easy, "size": stage.size,
         "seed": pairs.seed, "conditioning": conditioning.to_dict(), "vision_language": _digest(model),
-        "vae": _digest(vae),
+        "vae": _digest(vae), "planned": bool(stage.planned),
     }  # fmt: skip
     if not path.exists():
         if PartialState().is_main_process:

@@ -14,6 +14,7 @@ from rich.table import Table
 from edit import EditPipeline
 from edit.loading import load_editor
 from training.edit_sheet import results_sheet
+from training.edit_thought import Thinking, paint_with_thought, thinking_figures
 from training.intervals import mean_of, wilson
 from training.vae import psnr, reconstruct, to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
@@ -31,6 +32,7 @@ def edit_report(
     guidance: float | None = None,
     batch_size: int = 16,
     out: Path | None = None,
+    thinking: Thinking | None = None,
 ) -> dict:
     """Edits `samples` pictures a family and split (seeds from 0) and scores the results.
 
@@ -38,12 +40,14 @@ def edit_report(
         editor: `mini` or a folder, see `edit.loading.locate_editor`.
         steps, guidance: of sampling; the editor's own by default.
         out: a folder for `edits.png` (input, output, truth) and `edits.jsonl`, a row an edit.
+        thinking: paints one edit at a time, with plan, candidates and inspections as asked.
 
     Returns:
         `families`: {name: {success, n, interval, change, preservation, ceiling, ceiling_psnr}} on `test`, where
         `ceiling` is the success of the truth itself after it went through the autoencoder, and `ceiling_psnr` its
         likeness to the truth in dB; `mean` of the successes with `mean_interval`; `held_out_compositions` and `hard`
         likewise. Fractions, but for the dB. `source` says what the editor is told, see `edit.conditioning.SOURCES`.
+        With thinking, `{split}_thinking` has `edit_thought.thinking_figures`.
 
     Raises:
         ValueError: nothing asked for, or an unknown split.
@@ -59,16 +63,22 @@ def edit_report(
     started, rows, shown = time.perf_counter(), [], []
     summary: dict = {"editor": editor, "source": pipeline.conditioning.source, "samples_per_family": samples}
     for split in splits:
-        scored = {}
+        scored, thoughts = {}, []
         for family in track(EDIT_FAMILIES, f"{split:9}", console=Console(stderr=True)):
             edits = [draw_edit(seed, split, family, size=size) for seed in range(samples)]
-            painted = _painted(pipeline, edits, steps, guidance, batch_size)
+            if thinking is not None and thinking.asked:
+                painted, own_thoughts = paint_with_thought(pipeline, edits, thinking, steps, guidance)
+                thoughts += own_thoughts
+            else:
+                painted, own_thoughts = _painted(pipeline, edits, steps, guidance, batch_size), [{}] * len(edits)
             scored[family], own = _score(pipeline, edits, painted)
-            rows += own
+            rows += [row | thought for row, thought in zip(own, own_thoughts, strict=True)]
             shown += list(zip(edits, painted, strict=True))[:SHOWN]
         by_family, name = SPLITS[split]
         figure, interval = mean_of({f: {"accuracy": s["success"], "n": s["n"]} for f, s in scored.items()})
         summary |= {by_family: scored, name: figure, f"{name}_interval": interval}
+        if thoughts:
+            summary[f"{split}_thinking"] = thinking_figures(thinking, thoughts)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -132,6 +142,8 @@ def print_edit_report(summary: dict, *, as_json: bool) -> None:
         low, high = summary[f"{name}_interval"]
         table.add_row("mean", f"{summary[name]:.1%}", f"{low:.1%} to {high:.1%}", style="bold")
         Console().print(table)
+        if f"{split}_thinking" in summary:
+            Console().print(", ".join(f"{name} {value}" for name, value in summary[f"{split}_thinking"].items()))
         if "against" in summary:
             _print_side_by_side(split, by_family, name, [summary, *summary["against"]])
     if as_json:

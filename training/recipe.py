@@ -23,23 +23,25 @@ class World(_Strict):
 
     Attributes:
         split: `train`, or its first rung `easy`; the others are for evaluation and refused here.
-        families: which families, None for all.
+        families: which families, None for all; of edits where the task is `edit`.
         modality: `picture`, or `text` for the twin without a picture.
-        task: `question`, `transcribe`, `locate` or `match`.
+        task: `question`, `transcribe`, `locate` or `match`; or `edit`, where an instruction is answered by its plan.
     """
 
     split: Literal["easy", "train"] = "train"
     families: list[str] | None = None
     modality: Literal["picture", "text"] = "picture"
-    task: Literal["question", "transcribe", "locate", "match"] = "question"
+    task: Literal["question", "transcribe", "locate", "match", "edit"] = "question"
 
     @model_validator(mode="after")
     def _known_families(self):
         from training.world import FAMILIES
+        from training.world.edits import EDIT_FAMILIES
 
-        unknown = set(self.families or ()) - set(FAMILIES)
+        known = EDIT_FAMILIES if self.task == "edit" else FAMILIES
+        unknown = set(self.families or ()) - set(known)
         if unknown:
-            raise ValueError(f"no families named {sorted(unknown)}; there are {', '.join(FAMILIES)}")
+            raise ValueError(f"no families named {sorted(unknown)}; there are {', '.join(known)}")
         return self
 
 
@@ -183,6 +185,8 @@ class EditStage(Schedule):
         pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
         size: pictures have about size x size pixels, their aspect kept.
         dropout: share of the samples that learn from an empty instruction, for guidance.
+        planned: share of the samples whose instruction is followed by the plan's short form, as `plan` writes it. Where
+            the plan says the place, painting is learnt apart from finding.
         changed_weight: extra weight of tokens in which the asked change lies; 0 weighs all alike.
         ema_decay: of the averaged weights that are saved; 0 saves the last ones.
         lora: trains adapters alone, and saves them alone.
@@ -204,6 +208,7 @@ class EditStage(Schedule):
     easy: float = Field(0.3, ge=0, le=1)
     size: int = Field(128, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
+    planned: float = Field(0.0, ge=0, le=1)
     changed_weight: float = Field(0.0, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     lora: Lora | None = None
@@ -215,6 +220,8 @@ class EditStage(Schedule):
 
         if unknown := sorted(set(self.families or ()) - set(EDIT_FAMILIES)):
             raise ValueError(f"no edit families named {unknown}; there are {', '.join(EDIT_FAMILIES)}")
+        if self.planned and self.edits:
+            raise ValueError("`planned` samples need the world's plans; `edits` of a folder or hub id have none")
         if self.editor and self.released:
             raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
         if self.released and not (self.vision_language and self.vae):

@@ -68,8 +68,11 @@ class Page:
     def scene(self) -> Scene:
         return Scene(reading_order([item.thing for item in self.items if item is not None]))
 
-    def transcription(self) -> str:
-        return self.scene.transcription()
+    def transcription(self, said: dict[int, str] | None = None) -> str:
+        """The scene's; `said` is how items are said by index, where not by their full names."""
+        names = {id(self.items[i].thing): words for i, words in (said or {}).items()}
+        scene = self.scene
+        return scene.transcription(tuple(names.get(id(thing), thing.full_name) for thing in scene.things))
 
     def with_item(self, index: int, item: Item | None) -> "Page":
         """A copy in which one item is another; an index at the end adds one."""

@@ -6,7 +6,7 @@ Every clause is an order ("make the star red"), so that clauses can be joined an
 import random
 from dataclasses import dataclass
 
-from training.world.scenes import Thing
+from training.world.scenes import Thing, place
 
 LANGUAGES = ("en", "zh")
 
@@ -55,6 +55,12 @@ class Reference:
             for said, is_ in ((self.colour, thing.colour), (self.shape, thing.shape), (self.size, thing.size),
                               (self.cell, (thing.row, thing.column)))
         )  # fmt: skip
+
+    @property
+    def words(self) -> str:
+        """The same in the world's short form, place first."""
+        at = place(*self.cell) if self.cell else None
+        return " ".join(said for said in (at, self.size, self.colour, self.shape) if said)
 
 
 # One clause a template; `{a}` and `{b}` are things, `{where}` a place with its preposition.

@@ -7,7 +7,7 @@ cell), so that a picture has one right result.
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from training.world import edit_phrases as phrases
 from training.world.edit_pages import BORDER, GROUNDS, STYLES, Item, Page, TextPage
@@ -54,6 +54,7 @@ class Desk:
     Attributes:
         rng: draws what happens; `voice` draws how it is said, so that languages share their pictures.
         start: the page before the first step: things are named as they are there.
+        named: what was meant, in the order it was said: a name, and the indices of its things.
     """
 
     rng: random.Random
@@ -61,6 +62,7 @@ class Desk:
     language: str
     rare: bool  # whether withheld compositions are wanted, not avoided
     start: Page
+    named: list[tuple[Reference, tuple[int, ...]]] = field(default_factory=list)
 
     def say(self, kind: str, **slots: str) -> str:
         return phrases.clause(kind, self.language, self.voice, **slots)
@@ -76,7 +78,9 @@ class Desk:
         if not untouched:
             raise NotAskable
         index = self.rng.choice(withheld if self.rare and withheld else untouched)
-        return index, self.reference(page, index)
+        reference = self.reference(page, index)
+        self.named.append((reference, (index,)))
+        return index, reference
 
     def call(self, reference: Reference) -> str:
         return phrases.thing_name(reference, self.language, self.voice)
@@ -330,6 +334,7 @@ def count(desk: Desk, page: Page) -> Step:
     focus = page.items[index].thing
     colour, shape = (focus.colour, None) if desk.rng.random() < 0.35 else (None, focus.shape)
     members = [i for i in page.present if Reference(colour, shape).fits(page.items[i].thing)]
+    desk.named[-1] = (Reference(colour, shape), tuple(members))
     others = [i for i in page.present if i not in members]
     way = desk.rng.choice(("keep", "clear", "thin"))
     about = {_pair(page.items[i].thing) for i in members}

@@ -26,7 +26,7 @@ from training.world.edit_pages import (
     render_page,
     render_pair,
 )
-from training.world.edit_phrases import LANGUAGES, clause, instruction, ordinal_name
+from training.world.edit_phrases import LANGUAGES, Reference, clause, instruction, ordinal_name
 from training.world.edit_steps import HELD_OUT_GROUNDS, STEPS, Desk, Step, can_be_styled
 from training.world.rendering import SIDE, draw_nuisance
 from training.world.sample import SPLITS, NotAskable, stream
@@ -42,6 +42,7 @@ HELD_OUT_WORDS = ("CAR", "TREE", "HOUSE")  # never written in another split
 WORD_SHARE = {"easy": 0.0, "train": 0.2, "test": 0.2, "held_out": 0.2, "hard": 0.2}
 MONOSPACED = ("DejaVuSansMono", "DejaVuSansMono-Bold")
 # Steps of a longer instruction; counting changes too much to be combined.
+LETTERS = "ABCDEF"  # of what is meant; three steps name two things each at most
 COMBINED = ("recolour", "resize", "move", "add", "remove", "replace", "background", "restyle")
 
 
@@ -57,6 +58,8 @@ class Edit:
         steps: the atomic edits in the world's short form.
         plan: what must change and what must stay.
         transcription: the dense reading of the picture before.
+        reading: the same as the model is to write it: first what is meant, each with its letter, then the transcription
+            with the letters behind the things, as the world's questions have it.
         pairs: the compositions it is about, before and after, as the splits withhold them.
         difficulty: 0 to 1, from the number of things, of steps, and the nuisance.
         pages: the scenes before and after.
@@ -74,6 +77,7 @@ class Edit:
     steps: tuple[str, ...]
     plan: str
     transcription: str
+    reading: str
     pairs: frozenset
     difficulty: float
     pages: tuple[Page, Page] | tuple[TextPage, TextPage] = field(repr=False)
@@ -92,11 +96,19 @@ class Edit:
     @property
     def response(self) -> str:
         """The plan as an assistant's turn: the reading and the plan as reasoning, the steps as its conclusion."""
-        return f"<think>\n{self.transcription}\n{self.plan}\n</think>\n" + "; ".join(self.steps)
+        return f"<think>\n{self.reading}\n{self.plan}\n</think>\n" + "; ".join(self.steps)
 
-    def conversation(self) -> list[dict]:
-        """Picture and instruction, answered by the plan: what teaches a model to plan an edit."""
-        asked = [{"type": "image", "image": self.before}, {"type": "text", "text": self.instruction}]
+    def conversation(self, question: str = "{instruction}", modality: str = "picture") -> list[dict]:
+        """Picture and instruction, answered by the plan: what teaches a model to plan an edit.
+
+        Args:
+            question: what is asked, with `{instruction}` in it.
+            modality: `picture`, or `text` for the twin that gets the transcription in words and no picture.
+        """
+        prompt = question.format(instruction=self.instruction)
+        asked = [{"type": "image", "image": self.before}, {"type": "text", "text": prompt}]
+        if modality == "text":
+            asked = [{"type": "text", "text": f"Picture:\n{self.transcription}\n{prompt}"}]
         return [
             {"role": "user", "content": asked},
             {"role": "assistant", "content": [{"type": "text", "text": self.response}]},
@@ -132,7 +144,7 @@ def draw_edit(
     draw = _draw_text if name == "text" else _draw_shapes
     while True:
         try:
-            page, steps = draw(rng, voice, spoken, split, name)
+            page, steps, named = draw(rng, voice, spoken, split, name)
             nuisance = draw_nuisance(rng, split)
             pixels = rng.getrandbits(64)
             pair = render_pair(page, steps[-1].page, pixels, nuisance, size)
@@ -153,6 +165,7 @@ def draw_edit(
         steps=tuple(step.words for step in steps),
         plan=_plan(page, last, steps),
         transcription=page.transcription(),
+        reading=_reading(page, named),
         pairs=frozenset().union(*(step.pairs for step in steps)),
         difficulty=round(min(1.0, 0.5 * full + 0.25 * nuisance.noise / 22 + 0.125 * (len(steps) - 1)), 3),
         pages=(page, last),
@@ -180,7 +193,7 @@ def _draw_shapes(rng: random.Random, voice: random.Random, language: str, split:
         about |= {(ground, last.items[i].thing.colour) for i in last.present}
     if bool(about & (HELD_OUT_PAIRS | HELD_OUT_GROUNDS)) != rare:
         raise NotAskable
-    return page, steps
+    return page, steps, desk.named
 
 
 def _with_styles(rng: random.Random, page: Page) -> Page:
@@ -198,7 +211,7 @@ def _draw_text(rng: random.Random, voice: random.Random, language: str, split: s
         new = rng.choice([w for w in words if len(w) == len(old) and w != old])
         page = draw_text_page(rng, old, MONOSPACED)
         said = clause("word", language, voice, old=old, new=new)
-        return page, [Step(replace(page, text=new), said, f"{old} becomes {new}", frozenset({("word", new)}))]
+        return page, [Step(replace(page, text=new), said, f"{old} becomes {new}", frozenset({("word", new)}))], []
     old, new, at = _draw_numbers(rng, split)
     page = draw_text_page(rng, old)
     if at is None:
@@ -211,7 +224,7 @@ def _draw_text(rng: random.Random, voice: random.Random, language: str, split: s
             ordinal = ordinal_name(at, len(old), language, voice)
             said = clause("digit_at", language, voice, ordinal=ordinal, new=new[at])
     pairs = frozenset(("digits", text[i : i + 2]) for text in (old, new) for i in range(len(text) - 1))
-    return page, [Step(replace(page, text=new), said, words, pairs)]
+    return page, [Step(replace(page, text=new), said, words, pairs)], []
 
 
 def _draw_numbers(rng: random.Random, split: str) -> tuple[str, str, int | None]:
@@ -230,6 +243,16 @@ def _draw_numbers(rng: random.Random, split: str) -> tuple[str, str, int | None]
             and (withheld == (split == "held_out") or split == "hard")
         ):
             return old, new, None if whole or len(old) == 1 else at
+
+
+def _reading(page: Page | TextPage, named: list[tuple[Reference, tuple[int, ...]]]) -> str:
+    """See `Edit.reading`. A thing that is meant twice has the letters of both."""
+    legend, marks = [], {}
+    for letter, (reference, indices) in zip(LETTERS, named, strict=False):
+        legend.append(f"{reference.words} {letter}")
+        for index in indices:
+            marks[index] = f"{marks.get(index, page.items[index].thing.full_name)} {letter}"
+    return f"? {', '.join(legend)}\n{page.transcription(marks)}" if legend else page.transcription()
 
 
 def _plan(page: Page | TextPage, last: Page | TextPage, steps: list[Step]) -> str:
