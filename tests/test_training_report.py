@@ -11,7 +11,7 @@ import torch
 from training.foreign import TOOLS, draw_svg, foreign, redraw
 from training.intervals import mean_of, wilson
 from training.publish import publish
-from training.recipe import load_recipe
+from training.recipe import RecipeError, load_recipe
 from training.report import answer, question, report, score
 from training.speed import speed
 from training.world import FAMILIES, draw_sample
@@ -116,6 +116,8 @@ def test_speed_is_a_share_of_this_machines_peak():
     assert 0 < result["share_of_peak_float32"] < 1.2
     assert result["samples_per_second"] > 0 and result["flops_per_step"] > 1e8
     assert sum(result["where"].values()) == pytest.approx(1, abs=0.02)
+    with pytest.raises(RecipeError, match="has the stages edit; pretrain or sft is timed"):
+        speed(load_recipe("step1x-lora"), steps=1)
 
 
 def test_publishing_writes_bfloat16_weights_and_a_card_that_adds_up(small, tmp_path):

@@ -15,7 +15,7 @@ from training.data import Steps
 from training.loop import faster_precision
 from training.optim import build_optimizer
 from training.pretrain import start
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError
 
 # Which operator belongs to which line of the table; what matches none is `everything else`.
 KINDS = {
@@ -54,8 +54,13 @@ def speed(recipe: Recipe, steps: int) -> dict:
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1.")
+    timed = [name for name in ("pretrain", "sft") if name in recipe.stages]
+    if not timed:
+        raise RecipeError(
+            f"recipe {recipe.name!r} has the stages {', '.join(recipe.stages)}; pretrain or sft is timed."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stage = [recipe.stages[name] for name in ("pretrain", "sft") if name in recipe.stages][-1]
+    stage = recipe.stages[timed[-1]]
     precision = faster_precision(device) if stage.precision == "auto" else stage.precision
     peaks = {name: matmul_peak(getattr(torch, name), device) for name in ("float32", "bfloat16")}
     model, processor = start(recipe)
