@@ -34,9 +34,9 @@ SAMPLE_SEED = 20
 
 ABOUT_MINI = (
     "**mini** learned to see on two CPU cores, from drawn scenes alone: shapes, counts, sums, printed digits, charts, "
-    "clocks and small mazes. On new pictures of these kinds it is right about six times in seven, on printed sums seven "
-    "times in ten. It has never seen a photograph and cannot chat: outside its world it answers just as fluently, and "
-    "wrongly."
+    "clocks and small mazes. On new pictures of these kinds it is right about six times in seven, on printed sums "
+    "seven times in ten. It has never seen a photograph and cannot chat: outside its world it answers just as "
+    "fluently, and wrongly."
 )
 ABOUT_OTHERS = "Each question stands alone: the model sees the picture and this question, not the earlier answers."
 THEME = gr.themes.Base(
