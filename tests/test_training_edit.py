@@ -24,10 +24,11 @@ from training.edit_pairs import EditCache, Pairs
 from training.edit_publish import publish_editor
 from training.edit_report import compare_edit_reports, edit_report, print_edit_report
 from training.edit_thought import Thinking
-from training.recipe import RECIPES, EditStage, RecipeError, load_recipe
+from training.recipe import RECIPES, EditStage, RecipeError, VaeStage, load_recipe
 from training.runs import run_stage, told_otherwise
-from training.vae import LOOKED_AT, psnr, to_pictures, to_pixels
+from training.vae import LOOKED_AT, Pictures, VaeTask, psnr, to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, draw_edit
+from training.world.sample import stream
 from vlm.answering import CHECKPOINTS_VARIABLE, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +97,27 @@ def test_the_autoencoder_learns_and_knows_its_latents(run):
     torch.testing.assert_close(latents.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
     torch.testing.assert_close(latents.std(1), torch.ones(16), atol=1e-3, rtol=0)
     assert (run / "vae" / "pictures.png").stat().st_size > 1000
+
+
+def test_an_autoencoder_goes_on_with_what_it_lacks(run, tmp_path):
+    saved = {"autoencoder": str(run / "vae" / "model"), "families": ["background"], "other_pictures": 0}
+    recipe = _recipe(tmp_path, vae=saved | {"steps": 2, "warmup_steps": 0, "vae": {}})
+    stage, before = recipe.stages["vae"], AutoencoderKL.from_pretrained(run / "vae" / "model")
+    started = VaeTask(stage, 0).model.vae.state_dict()
+    assert all(torch.equal(weight, started[name]) for name, weight in before.state_dict().items())
+    draws = [stream("vae", 1, 0, i) for i in range(8)]
+    assert all(rng.random() >= 0 for rng in draws)  # the share of other pictures
+    edits = [(draw_edit(rng.getrandbits(48), "train", rng.choice(["background"])), rng) for rng in draws]
+    shown = [rng.choice((edit.before, edit.after)) for edit, rng in edits]
+    assert torch.equal(
+        to_pixels([Pictures(stage, 1)._draw(0, i) for i in range(8)], (64, 64)), to_pixels(shown, (64, 64))
+    )
+    after = AutoencoderKL.from_pretrained(run_stage(recipe, "vae", tmp_path, workers=0)).state_dict()
+    assert any(not torch.equal(weight, after[name]) for name, weight in before.state_dict().items())
+    with pytest.raises(ValueError, match="a saved autoencoder has its own sizes"):
+        VaeStage(steps=1, autoencoder="there", vae={"latent_channels": 4})
+    with pytest.raises(ValueError, match=r"no edit families named .*relation"):
+        VaeStage(steps=1, families=["relation"])
 
 
 def test_the_changed_region_weighs_more(run):

@@ -131,11 +131,20 @@ class Stage(Schedule):
         return sum(phase.steps for phase in self.phases)
 
 
+def _check_edit_families(families: list[str] | None) -> None:
+    from training.world.edits import EDIT_FAMILIES
+
+    if unknown := sorted(set(families or ()) - set(EDIT_FAMILIES)):
+        raise ValueError(f"no edit families named {unknown}; there are {', '.join(EDIT_FAMILIES)}")
+
+
 class VaeStage(Schedule):
     """The editor's autoencoder.
 
     Attributes:
         vae: values of the preset `mini` that are replaced, arguments of diffusers' `AutoencoderKL`.
+        autoencoder: a saved one to go on from, folder or hub id, instead of fresh weights.
+        families: of the edits whose pictures it sees, None for all alike; what is named twice comes twice as often.
         size: side of the pictures, in pixels.
         crop: side of a random window of each that a step sees; 0 for the whole picture.
         kl_weight: of the divergence from a standard normal, a latent value, beside the absolute error, a pixel value.
@@ -144,13 +153,18 @@ class VaeStage(Schedule):
 
     steps: int = Field(gt=0)
     vae: dict = {}
+    autoencoder: str | None = None
+    families: list[str] | None = None
     size: int = Field(128, gt=0)
     crop: int = Field(0, ge=0)
     kl_weight: float = Field(1e-4, ge=0)
     other_pictures: float = Field(0.25, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _crop_fits(self):
+    def _possible(self):
+        _check_edit_families(self.families)
+        if self.autoencoder and self.vae:
+            raise ValueError("both `autoencoder` and `vae` are given; a saved autoencoder has its own sizes")
         if self.crop > self.size:
             raise ValueError(f"crop is {self.crop} and size {self.size}; a window cannot exceed its picture")
         return self
@@ -216,10 +230,7 @@ class EditStage(Schedule):
 
     @model_validator(mode="after")
     def _possible(self):
-        from training.world.edits import EDIT_FAMILIES
-
-        if unknown := sorted(set(self.families or ()) - set(EDIT_FAMILIES)):
-            raise ValueError(f"no edit families named {unknown}; there are {', '.join(EDIT_FAMILIES)}")
+        _check_edit_families(self.families)
         if self.planned and self.edits:
             raise ValueError("`planned` samples need the world's plans; `edits` of a folder or hub id have none")
         if self.editor and self.released:

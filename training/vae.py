@@ -70,7 +70,8 @@ class Pictures(Dataset):
         rng = stream("vae", self.seed, step, i)
         if rng.random() < self.stage.other_pictures:
             return draw_sample(rng.getrandbits(48), rng.choice(("easy", "train"))).picture
-        edit = draw_edit(rng.getrandbits(48), "train")
+        seed, families = rng.getrandbits(48), self.stage.families
+        edit = draw_edit(seed, "train", rng.choice(families) if families else None)
         return rng.choice((edit.before, edit.after))
 
     def _cropped(self, pixels: torch.Tensor, step: int, i: int) -> torch.Tensor:
@@ -103,7 +104,8 @@ class VaeTask:
     def __init__(self, stage: VaeStage, seed: int):
         torch.manual_seed(seed)
         self.stage, self.seed = stage, seed
-        vae = build("mini", vae=stage.vae)["vae"]
+        saved = stage.autoencoder
+        vae = AutoencoderKL.from_pretrained(saved).float() if saved else build("mini", vae=stage.vae)["vae"]
         if stage.gradient_checkpointing:
             vae.enable_gradient_checkpointing()
         # Twice as fast on CPUs, and what tensor cores want.
