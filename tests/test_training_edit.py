@@ -115,9 +115,9 @@ def test_an_autoencoder_goes_on_with_what_it_lacks(run, tmp_path):
     after = AutoencoderKL.from_pretrained(run_stage(recipe, "vae", tmp_path, workers=0)).state_dict()
     assert any(not torch.equal(weight, after[name]) for name, weight in before.state_dict().items())
     with pytest.raises(ValueError, match="a saved autoencoder has its own sizes"):
-        VaeStage(steps=1, autoencoder="there", vae={"latent_channels": 4})
+        VaeStage(steps=1, batch_size=1, autoencoder="there", vae={"latent_channels": 4})
     with pytest.raises(ValueError, match=r"no edit families named .*relation"):
-        VaeStage(steps=1, families=["relation"])
+        VaeStage(steps=1, batch_size=1, families=["relation"])
 
 
 def test_the_changed_region_weighs_more(run):
@@ -157,7 +157,7 @@ def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):
     embedding = pipeline.encode_prompt([pairs[5].before], [told])[0]
     torch.testing.assert_close(embedding, steps.cache[5]["planned"], atol=0.01, rtol=0.01)
     with pytest.raises(ValueError, match="need the world's plans"):
-        EditStage(steps=1, planned=0.5, edits="folder")
+        EditStage(steps=1, batch_size=1, planned=0.5, edits="folder")
 
 
 def test_the_editor_can_be_loaded_and_used(run):
@@ -307,7 +307,7 @@ def test_editors_are_compared_in_one_table(told, capsys):
 
 def test_an_editor_is_shipped_beside_its_model(run, tmp_path, monkeypatch):
     recipe = _recipe(run, vae={}, edit={})
-    shutil.copytree(ROOT / "checkpoints" / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("editor"))
+    shutil.copytree(ROOT / "checkpoints" / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("editor", "vae"))
     report = tmp_path / "report.txt"
     report.write_text("a table\n" + json.dumps(edit_report(str(run / "edit" / "model"), 1, ("test",), 1)) + "\n")
     out = publish_editor(recipe, run, tmp_path / "mini" / "editor", report)
