@@ -15,7 +15,7 @@ def test_shipped_recipes_load(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     # What is trained on from a checkpoint begins with `sft`, what adapts an editor with `edit`.
-    assert next(iter(recipe.stages)) in ("pretrain", "sft", "edit")
+    assert next(iter(recipe.stages)) in ("pretrain", "sft", "vae", "edit")
     assert recipe.model or "pretrain" not in recipe.stages
 
 
