@@ -78,7 +78,11 @@ class Thought:
 
 
 def own_model(pipeline: EditPipeline, max_new_tokens: int = 224) -> Ask:
-    """An `Ask` of the pipeline's own model: the likeliest words, the reasoning before them left out."""
+    """An `Ask` of the pipeline's own model: the likeliest words, the reasoning before them left out.
+
+    Args:
+        max_new_tokens: reasoning included; mini's plans take up to about 165.
+    """
 
     @torch.no_grad()
     def ask(conversation: list[dict]) -> str:
