@@ -45,9 +45,12 @@ def open_database(path: Path, tables: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, tables: str) -> None:
-    # Before anything is changed: the file may be somebody's own.
+    # Before anything is changed: the file may be somebody's own. At one moment: between two, another process that makes
+    # the journal may have brought its tables, and with the number read before they would be somebody's.
+    connection.execute("BEGIN")
     application, form = _pragma(connection, "application_id"), _pragma(connection, "user_version")
     foreign = application != APPLICATION_ID and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    connection.execute("COMMIT")
     if foreign or (application == APPLICATION_ID and form != FORM):
         what = "another program's database" if foreign else f"of form {form}, this program writes form {FORM}"
         raise JournalError(f"the journal {str(path)!r} is {what}; give another path.")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -78,6 +79,35 @@ def test_two_processes_share_one_journal_and_each_trajectory_is_paid_once(tmp_pa
     assert sorted(paid(tmp_path), key=int) == [str(key) for key in range(40)]
     with contextlib.closing(Journal(tmp_path / "j")) as journal:
         assert journal.totals() == [RoundTotals(0, 40, 0, 0, 40, 40, 0.0)]
+
+
+class Interrupted(sqlite3.Connection):
+    """Once it has read the file's application id, another process tries to make the journal."""
+
+    made_by_other: threading.Thread | None = None
+
+    def execute(self, sql, *arguments):
+        answer = super().execute(sql, *arguments)
+        if sql == "PRAGMA application_id" and self.made_by_other is None:
+            path = self.execute("PRAGMA database_list").fetchone()[2]
+            Interrupted.made_by_other = threading.Thread(target=lambda: Journal(path).close())
+            self.made_by_other.start()
+            self.made_by_other.join(0.5)  # if it is kept waiting, it goes on later
+        return answer
+
+
+def test_a_journal_that_another_makes_while_it_is_looked_at_is_no_strangers(tmp_path, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3,
+        "connect",
+        lambda *arguments, **options: connect(
+            *arguments, **options, factory=sqlite3.Connection if Interrupted.made_by_other else Interrupted
+        ),
+    )
+    with contextlib.closing(Journal(tmp_path / "j")) as journal:
+        Interrupted.made_by_other.join()
+        assert journal.totals() == []
 
 
 def killed_at_work(folder):
