@@ -84,18 +84,21 @@ def test_pixels_come_back():
     assert psnr(4.0) == 0 and psnr(0.04) == pytest.approx(20)
 
 
+def _knows_its_latents(folder: Path) -> None:
+    """The painter meets latents of mean 0 and deviation 1, whatever the autoencoder makes of a picture."""
+    pixels = to_pixels([draw_edit(seed, "train").before for seed in range(LOOKED_AT)], (64, 64))
+    with torch.inference_mode():
+        latents = encode(AutoencoderKL.from_pretrained(folder), pixels).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std(1), torch.ones(16), atol=1e-3, rtol=0)
+
+
 def test_the_autoencoder_learns_and_knows_its_latents(run):
     losses = _losses(run / "vae")
     assert losses[-1] < losses[0]
     config = json.loads((run / "vae" / "model" / "config.json").read_text())
     assert len(config["latents_mean"]) == len(config["latents_std"]) == config["latent_channels"] == 16
-    # The painter meets latents of mean 0 and deviation 1, whatever the autoencoder makes of a picture.
-    vae = AutoencoderKL.from_pretrained(run / "vae" / "model")
-    pixels = to_pixels([draw_edit(seed, "train").before for seed in range(LOOKED_AT)], (64, 64))
-    with torch.inference_mode():
-        latents = encode(vae, pixels).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(latents.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
-    torch.testing.assert_close(latents.std(1), torch.ones(16), atol=1e-3, rtol=0)
+    _knows_its_latents(run / "vae" / "model")
     assert (run / "vae" / "pictures.png").stat().st_size > 1000
 
 
@@ -113,7 +116,9 @@ def test_an_autoencoder_goes_on_with_what_it_lacks(run, tmp_path):
     assert torch.equal(
         to_pixels([Pictures(stage, 1)._draw(0, i) for i in range(8)], (64, 64)), to_pixels(shown, (64, 64))
     )
-    after = AutoencoderKL.from_pretrained(run_stage(recipe, "vae", tmp_path, workers=0)).state_dict()
+    folder = run_stage(recipe, "vae", tmp_path, workers=0)
+    _knows_its_latents(folder)
+    after = AutoencoderKL.from_pretrained(folder).state_dict()
     assert any(not torch.equal(weight, after[name]) for name, weight in before.state_dict().items())
     with pytest.raises(ValueError, match="a saved autoencoder has its own sizes"):
         VaeStage(steps=1, batch_size=1, autoencoder="there", vae={"latent_channels": 4})

@@ -141,6 +141,8 @@ class VaeTask:
         vae = model.vae
         vae.load_state_dict({name.removeprefix("vae."): value for name, value in state.items()})
         # The editor learns on latents of mean 0 and deviation 1 in every channel: the configuration says what they are.
+        # What an earlier one said of others, of which this one went on, is not to be measured through.
+        vae.register_to_config(latents_mean=None, latents_std=None)
         pixels = to_pixels([draw_edit(seed, "train").before for seed in range(LOOKED_AT)], (self.stage.size,) * 2)
         latents = torch.cat([encode(vae, part) for part in pixels.split(AT_ONCE)]).transpose(0, 1).flatten(1)
         vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
