@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers.models.embeddings import apply_rotary_emb
 from hypothesis import given
 from hypothesis import strategies as st
 from small_editor import close, make_parts
@@ -107,6 +108,24 @@ def test_the_mini_editor_fits_its_budget():
     tokens = torch.randn(1, 64, 64)
     predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, image_ids(16, 16))
     assert not predicted.any()
+
+
+@torch.no_grad()
+def test_a_fresh_painter_looks_at_its_own_place_in_the_reference():
+    transformer = mini_editor(make_model())["transformer"]
+    rotary = transformer.pos_embed(image_ids(16, 16, 1))
+    tokens = torch.nn.functional.layer_norm(
+        torch.randn(4, 128, 256, generator=torch.Generator().manual_seed(0)), (256,)
+    )
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        query, key = (
+            apply_rotary_emb(norm(layer(tokens).unflatten(-1, (4, 64))), rotary, sequence_dim=1).transpose(1, 2)
+            for layer, norm in ((block.attn.to_q, block.attn.norm_q), (block.attn.to_k, block.attn.norm_k))
+        )
+        shares = (query @ key.transpose(-1, -2) / 8).softmax(-1)[:, :, :64, 64:]  # of the noisy half, for the reference
+        own = shares.diagonal(dim1=-2, dim2=-1)
+        assert (shares[:, 0].argmax(-1) == torch.arange(64)).float().mean() > 0.8 and own[:, 0].mean() > 0.2
+        assert own[:, 1:].mean() < 0.02  # no other head is told where to look
 
 
 def test_a_training_step_reaches_every_weight():
