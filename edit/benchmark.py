@@ -86,6 +86,7 @@ def edit_plainly(
     reference = pack(encode(vae, pixels))
     width, height = (side // pipeline.vae_scale_factor for side in size)
     ids = image_ids(height, width, pipeline.config.reference_index)
+    skip = pipeline.config.reference_skip
     shape = (1, vae.config.latent_channels, height, width)
     latents = pack(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
@@ -104,7 +105,7 @@ def edit_plainly(
             level = (timestep / 1000).expand(rows)
             text, pooled = refined[number] if refined else connector(hidden, level, mask)
             noisy, picture_tokens = latents.expand(rows, -1, -1), reference.expand(rows, -1, -1)
-            predictions.append(velocity(transformer, noisy, picture_tokens, level, text, pooled, ids, bias))
+            predictions.append(velocity(transformer, noisy, picture_tokens, level, text, pooled, ids, bias, skip))
         wanted, unwanted = torch.cat(predictions).chunk(2)
         predicted = unwanted + guidance * (wanted - unwanted)
         latents = pipeline.scheduler.step(predicted, timestep, latents, return_dict=False)[0]

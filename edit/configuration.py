@@ -55,6 +55,8 @@ PRESETS: dict[str, dict] = {
             "conditioning": {"prefix": "", "dropped_tokens": 3, "max_tokens": 192, "padded_tokens": 192},
             "size_levels": [128],
             "reference_index": 1,
+            "reference_skip": True,
+            "guidance_scale": 2.0,
         },
         # A shape covers four tokens of 64 values: it shows through the noise at any level below about 0.9, and only
         # above must the painter know from the instruction what is to be seen. With Step1X-Edit's shift, 0.47 for so few

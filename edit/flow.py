@@ -10,6 +10,9 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
+# Below this level the velocity of an unchanged picture is no longer divided by it.
+LEAST_LEVEL = 0.05
+
 _LAST_BLOCK = "edit_last_block"
 
 
@@ -57,6 +60,7 @@ def velocity(
     pooled_projections: torch.Tensor,
     img_ids: torch.Tensor,
     attention_bias: torch.Tensor | None = None,
+    reference_skip: bool = False,
 ) -> torch.Tensor:
     """The predicted velocity of the noisy tokens, in training and in sampling.
 
@@ -67,6 +71,9 @@ def velocity(
         encoder_hidden_states, pooled_projections: from the connector at that level.
         img_ids: (2 * tokens, 3), see `latents.image_ids`.
         attention_bias: see `conditioning.attention_bias`.
+        reference_skip: the transformer predicts what is to be added to the velocity of an unchanged picture,
+            (x_t - reference) / t; a skip connection as in EDM (arXiv 2206.00364, section 5). What stays as it is then
+            costs no learning, which a painter of hours cannot afford; Step1X-Edit has none.
 
     Returns:
         (batch, tokens, channels).
@@ -81,7 +88,10 @@ def velocity(
         joint_attention_kwargs=None if attention_bias is None else {"attention_mask": attention_bias},
         return_dict=False,
     )[0]
-    return output[:, : latents.shape[1]]
+    noisy = output[:, : latents.shape[1]]
+    if not reference_skip:
+        return noisy
+    return noisy + (latents - reference) / level.clamp(min=LEAST_LEVEL).reshape(-1, 1, 1).to(latents)
 
 
 def skip_reference_output(transformer: FluxTransformer2DModel) -> None:

@@ -46,6 +46,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         conditioning: the values of a `Conditioning`.
         size_levels: the sizes in which pictures are edited; level n is about n² pixels.
         reference_index: first position of the reference tokens, see `latents.image_ids`.
+        reference_skip: whether the transformer predicts the change alone, see `flow.velocity`.
         damped_above, damping: above this noise level the guidance is divided by the length of what it adds a token,
             where that is above 1, to the power `damping`; 1 for never.
         num_inference_steps, guidance_scale: what a call uses that does not say.
@@ -68,6 +69,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         conditioning: dict | None = None,
         size_levels: list[int] | None = None,
         reference_index: int = 0,
+        reference_skip: bool = False,
         damped_above: float = 1.0,
         damping: float = 0.4,
         num_inference_steps: int = 28,
@@ -86,6 +88,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         self.register_to_config(
             size_levels=list(size_levels or SIZE_LEVELS),
             reference_index=reference_index,
+            reference_skip=reference_skip,
             damped_above=damped_above,
             damping=damping,
             num_inference_steps=num_inference_steps,
@@ -320,6 +323,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
                     pooled[rows],
                     ids,
                     bias,
+                    self.config.reference_skip,
                 ).float()
             if call.guided:
                 predicted = self._guide(*predicted.chunk(2), call.guidance, float(level))

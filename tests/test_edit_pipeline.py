@@ -42,7 +42,23 @@ def test_strength_starts_at_the_reference(pipeline):
         close(made, (expected[0] / 2 + 0.5).clamp(0, 1))
 
 
-def test_the_pipeline_is_the_reference_algorithm(pipeline):
+def test_a_painter_of_changes_that_sees_none_leaves_the_picture(tmp_path):
+    pipeline, picture = make_pipeline(reference_skip=True), noise(16, 16)
+    clean = encode(pipeline.vae, pipeline.image_processor.preprocess(picture))
+    other = edited(pipeline, picture, num_inference_steps=4, size_level=16, output_type="latent")
+    assert (other - pack(clean)[0]).abs().max() > 0.1
+    for parameter in pipeline.transformer.proj_out.parameters():
+        parameter.data.zero_()
+    pipeline.save_pretrained(tmp_path)
+    again = EditPipeline.from_pretrained(tmp_path)
+    for guidance in (1.0, 4.0):
+        call = {"num_inference_steps": 4, "guidance_scale": guidance, "size_level": 16, "output_type": "latent"}
+        close(edited(again, picture, **call), pack(clean)[0])
+
+
+@pytest.mark.parametrize("reference_skip", [False, True])
+def test_the_pipeline_is_the_reference_algorithm(reference_skip):
+    pipeline = make_pipeline(reference_skip=reference_skip)
     picture, slowly = noise(32, 32), Devices(**dict.fromkeys(vars(Devices()), False))
     expected = edit_plainly(pipeline, picture, "make it red", 4, 0, slowly)
     # The plain loop edits in the first size level.

@@ -103,10 +103,12 @@ class EditSteps(Dataset):
 class Editor(nn.Module):
     """What is trained, with its loss inside one forward pass, and the averaged weights beside it."""
 
-    def __init__(self, parts: dict[str, nn.Module], conditioning: Conditioning, average: bool, reference_index: int):
+    def __init__(self, parts: dict[str, nn.Module], conditioning: Conditioning, average: bool,
+                 reference_index: int = 0, reference_skip: bool = False):  # fmt: skip
         super().__init__()
         self.connector, self.transformer = parts["connector"], parts["transformer"]
-        self.conditioning, self.reference_index = conditioning, reference_index
+        self.conditioning = conditioning
+        self.reference_index, self.reference_skip = reference_index, reference_skip
         if average:
             self.average = nn.ModuleDict({name: copy.deepcopy(parts[name]).requires_grad_(False) for name in PAINTERS})
         skip_reference_output(self.transformer)
@@ -128,7 +130,8 @@ class Editor(nn.Module):
         bias = attention_bias(mask, 2 * target.shape[1], self.conditioning.padded_tokens, hidden.dtype)
         ids = image_ids(height, width, self.reference_index, target.device)
         predicted = velocity(
-            self.transformer, noised(target, noise, level), reference, level, text, pooled, ids, bias
+            self.transformer, noised(target, noise, level), reference, level, text, pooled, ids, bias,
+            self.reference_skip,
         )  # fmt: skip
         error = (predicted.float() - (noise - target)).square().mean(-1)
         return ((error * batch["weight"]).sum(1) / batch["weight"].sum(1)).sum()
@@ -152,7 +155,10 @@ class EditTask:
             for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks[:-1]]:
                 block.compile(dynamic=True)
         average = stage.ema_decay > 0 and not stage.lora
-        self.model = Editor(start.parts, start.conditioning, average, start.options.get("reference_index", 0))
+        about_reference = {
+            name: start.options[name] for name in ("reference_index", "reference_skip") if name in start.options
+        }
+        self.model = Editor(start.parts, start.conditioning, average, **about_reference)
         if stage.lora:
             _keep_trained_weights(self.model)
         self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(EDIT_FAMILIES)]

@@ -22,6 +22,7 @@ OPTIONS = (
     "conditioning",
     "size_levels",
     "reference_index",
+    "reference_skip",
     "damped_above",
     "damping",
     "num_inference_steps",
