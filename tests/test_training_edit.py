@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
+from transformers import AutoProcessor
 
 from edit import EditPipeline
 from edit.conditioning import Conditioning
@@ -164,6 +165,20 @@ def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):
     torch.testing.assert_close(embedding, steps.cache[5]["planned"], atol=0.01, rtol=0.01)
     with pytest.raises(ValueError, match="need the world's plans"):
         EditStage(steps=1, batch_size=1, planned=0.5, edits="folder")
+
+
+def test_dense_pairs_are_told_their_many_steps_in_short():
+    options = {"steps": 1, "batch_size": 1, "pairs": 60, "planned": 0.5}
+    pairs = list(map(Pairs(EditStage(**options, dense=0.5), 0).__getitem__, range(60)))
+    dense = [pair for pair in pairs if not pair.plan]
+    assert 20 <= len(dense) <= 40
+    assert all(pair.planned == pair.instruction for pair in dense)
+    assert sum(pair.instruction.count("; ") + 1 for pair in dense) / len(dense) > 4
+    assert all(pair.plan for pair in map(Pairs(EditStage(**options), 0).__getitem__, range(20)))
+    # The shipped editor reads the longest whole.
+    tokenizer = AutoProcessor.from_pretrained(ROOT / "checkpoints" / "mini").tokenizer
+    room = PRESETS["mini"]["pipeline"]["conditioning"]["max_tokens"] - 30  # a picture and the turn's ends
+    assert max(len(tokenizer(pair.instruction)["input_ids"]) for pair in dense) < room
 
 
 def test_the_editor_can_be_loaded_and_used(run):

@@ -183,6 +183,18 @@ def test_the_plan_names_what_changes_and_what_stays():
         assert twin["text"] == f"Picture:\n{edit.transcription}\nPlan: {edit.instruction}"
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_many_steps_are_done_on_one_page(split):
+    edits = [draw_edit(seed, split, "multi", steps=6) for seed in range(12)]
+    assert all(2 <= len(edit.steps) <= 6 for edit in edits)
+    assert sum(len(edit.steps) for edit in edits) / 12 > 4
+    for edit in edits:
+        assert {int(part) for part in np.unique(edit.parts)} - {0} and edit.verifier(edit.after).success
+        assert sum(step.startswith("background") for step in edit.steps) <= 1
+    # Without it all is as it was.
+    assert len({draw_edit(seed, "train", "multi").steps for seed in range(5)} & {e.steps for e in edits}) == 0
+
+
 def test_the_reading_marks_what_is_meant():
     """A letter for each name, and behind each thing that has it; without the letters it is the transcription."""
     for family in EDIT_FAMILIES:
@@ -222,6 +234,8 @@ def test_people_say_it_in_many_ways():
         ({"family": "nope"}, "there are recolour"),
         ({"language": "fr"}, "there are en, zh"),
         ({"size": 8}, "32 to 2048"),
+        ({"steps": 4, "family": "add"}, "of the family 'multi'"),
+        ({"steps": 1, "family": "multi"}, "at least 2"),
     ],
     ids=str,
 )

@@ -33,6 +33,7 @@ from training.world.sample import stream
 
 SHARD = 256  # pairs a file
 PAIRS_AT_ONCE = 32
+DENSE = (4, 8)  # steps of a dense pair
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Pair:
 
     Attributes:
         changed: (height, width) of the pictures, True where the edit is; None where that is not known.
-        plan: what becomes of what, in the world's short form; empty where that is not known.
+        plan: what becomes of what, in the world's short form; empty where that is not known, or all that is told.
     """
 
     before: Image.Image
@@ -53,7 +54,7 @@ class Pair:
     @property
     def planned(self) -> str:
         """What the painter is told where the edit was planned: see `edit.thinking`."""
-        return self.instruction + Questions().then + self.plan
+        return self.instruction + Questions().then + self.plan if self.plan else self.instruction
 
 
 class Pairs(Dataset):
@@ -72,6 +73,9 @@ class Pairs(Dataset):
             return Pair(pair.reference, pair.target, pair.instruction, None)
         rng = stream("edit", self.seed, i)
         split = "easy" if rng.random() < self.stage.easy else "train"
+        if self.stage.dense and rng.random() < self.stage.dense:
+            edit = draw_edit(rng.getrandbits(48), split, "multi", size=self.stage.size, steps=rng.randint(*DENSE))
+            return Pair(edit.before, edit.after, "; ".join(edit.steps), edit.changed)
         family = rng.choice(self.stage.families) if self.stage.families else None
         edit = draw_edit(rng.getrandbits(48), split, family, size=self.stage.size)
         return Pair(edit.before, edit.after, edit.instruction, edit.changed, "; ".join(edit.steps))
@@ -170,7 +174,7 @@ def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning
     made_with = {
         "edits": stage.edits, "pairs": len(pairs), "families": stage.families, "easy": stage.easy, "size": stage.size,
         "seed": pairs.seed, "conditioning": conditioning.to_dict(), "vision_language": _digest(model),
-        "vae": _digest(vae), "planned": bool(stage.planned),
+        "vae": _digest(vae), "planned": bool(stage.planned), "dense": stage.dense,
     }  # fmt: skip
     if not path.exists():
         if PartialState().is_main_process:

@@ -116,7 +116,12 @@ class Edit:
 
 
 def draw_edit(
-    seed: int, split: str = "train", family: str | None = None, language: str | None = None, size: int = SIDE
+    seed: int,
+    split: str = "train",
+    family: str | None = None,
+    language: str | None = None,
+    size: int = SIDE,
+    steps: int | None = None,
 ) -> Edit:
     """Draws the edit that belongs to (split, seed, family); equal arguments give equal edits.
 
@@ -126,6 +131,7 @@ def draw_edit(
         family: one of `EDIT_FAMILIES`, or None for a random one.
         language: `en` or `zh`, or None for either; the pictures do not depend on it.
         size: the pictures' side in pixels; the scene does not depend on it.
+        steps: of the family `multi`: how many, as far as the page has room for them; two or three by default.
 
     Raises:
         ValueError: an argument is not among these; the message lists them.
@@ -136,22 +142,24 @@ def draw_edit(
             raise ValueError(f"no {name} named {value!r}; there are {', '.join(a for a in allowed if a)}.")
     if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
         raise ValueError(f"size {size} cannot be drawn; give {SMALLEST_SIZE} to {LARGEST_SIZE} pixels.")
-    rng = stream("edit", split, seed, family)
+    if steps is not None and (family != "multi" or steps < 2):
+        raise ValueError(f"steps is {steps} for the family {family!r}; give at least 2, of the family 'multi'.")
+    rng = stream("edit", split, seed, family, *([] if steps is None else [steps]))
     name = family or rng.choice(EDIT_FAMILIES)
     spoken = "zh" if rng.random() < CHINESE_SHARE else "en"
     spoken = language or spoken
     voice = stream("voice", split, seed, family, spoken)
-    draw = _draw_text if name == "text" else _draw_shapes
+    draw = _draw_text if name == "text" else partial(_draw_shapes, many=steps)
     while True:
         try:
-            page, steps, named = draw(rng, voice, spoken, split, name)
+            page, made, named = draw(rng, voice, spoken, split, name)
             nuisance = draw_nuisance(rng, split)
             pixels = rng.getrandbits(64)
-            pair = render_pair(page, steps[-1].page, pixels, nuisance, size)
+            pair = render_pair(page, made[-1].page, pixels, nuisance, size)
         except NotAskable:
             continue
         break
-    last = steps[-1].page
+    last = made[-1].page
     full = len(page.present) / 13 if isinstance(page, Page) else len(page.text) / 8
     return Edit(
         seed=seed,
@@ -160,31 +168,44 @@ def draw_edit(
         language=spoken,
         before=pair.before,
         after=pair.after,
-        instruction=instruction([step.clause for step in steps], spoken, voice),
+        instruction=instruction([step.clause for step in made], spoken, voice),
         parts=pair.parts,
-        steps=tuple(step.words for step in steps),
-        plan=_plan(page, last, steps),
+        steps=tuple(step.words for step in made),
+        plan=_plan(page, last, made),
         transcription=page.transcription(),
         reading=_reading(page, named),
-        pairs=frozenset().union(*(step.pairs for step in steps)),
-        difficulty=round(min(1.0, 0.5 * full + 0.25 * nuisance.noise / 22 + 0.125 * (len(steps) - 1)), 3),
+        pairs=frozenset().union(*(step.pairs for step in made)),
+        difficulty=round(min(1.0, 0.5 * full + 0.25 * nuisance.noise / 22 + 0.125 * (len(made) - 1)), 3),
         pages=(page, last),
         repaint=partial(render_page, seed=pixels, nuisance=nuisance, size=size),
     )
 
 
-def _draw_shapes(rng: random.Random, voice: random.Random, language: str, split: str, family: str):
+def _draw_shapes(
+    rng: random.Random, voice: random.Random, language: str, split: str, family: str, many: int | None = None
+):
     rare = split == "held_out"
     page = draw_page(rng, scenes.draw_scene(rng, split))
     if family == "restyle":
         page = _with_styles(rng, page)
     desk = Desk(rng, voice, language, rare, page)
     kinds = [family]
-    if family == "multi":
+    if many:
+        # Some cannot be done on the page as it then is; a background is set once.
+        kinds = rng.sample([k for k in COMBINED if k != "background"] * many + ["background"], 3 * many)
+    elif family == "multi":
         kinds = rng.sample(COMBINED, 2 if split == "easy" or rng.random() < 0.6 else 3)
     steps: list[Step] = []
     for kind in kinds:
-        steps.append(STEPS[kind](desk, steps[-1].page if steps else page))
+        try:
+            steps.append(STEPS[kind](desk, steps[-1].page if steps else page))
+        except NotAskable:
+            if not many:
+                raise
+        if len(steps) == many:
+            break
+    if many and len(steps) < 2:
+        raise NotAskable
     last = steps[-1].page
     about = frozenset().union(*(step.pairs for step in steps))
     if last.ground != page.ground:
