@@ -63,7 +63,8 @@ def _muon(rate: float) -> dict:
 def test_all_weights(home):
     losses = _losses(home / "all", "edit", **SMALL, edits=str(home / "ten"), vae=str(home / "vae" / "model"),
                      steps=400, optimizer=_muon(0.02))  # fmt: skip
-    assert losses[0] > 1.5 and sum(losses[-20:]) / 20 < 0.06, losses[::20]
+    # It begins low, for all that stays is right from the start.
+    assert losses[0] > 0.25 and sum(losses[-20:]) / 20 < 0.02, losses[::20]
 
 
 def test_adapters(home):
