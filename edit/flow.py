@@ -10,7 +10,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
-# Below this level the velocity of an unchanged picture is no longer divided by it.
+# The velocity of an unchanged picture is divided by the noise level, and by no less than this.
 LEAST_LEVEL = 0.05
 
 _LAST_BLOCK = "edit_last_block"

@@ -155,10 +155,8 @@ class EditTask:
             for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks[:-1]]:
                 block.compile(dynamic=True)
         average = stage.ema_decay > 0 and not stage.lora
-        about_reference = {
-            name: start.options[name] for name in ("reference_index", "reference_skip") if name in start.options
-        }
-        self.model = Editor(start.parts, start.conditioning, average, **about_reference)
+        index, skip = start.options.get("reference_index", 0), start.options.get("reference_skip", False)
+        self.model = Editor(start.parts, start.conditioning, average, index, skip)
         if stage.lora:
             _keep_trained_weights(self.model)
         self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(EDIT_FAMILIES)]

@@ -197,11 +197,13 @@ def _draw_shapes(
         kinds = rng.sample(COMBINED, 2 if split == "easy" or rng.random() < 0.6 else 3)
     steps: list[Step] = []
     for kind in kinds:
+        named = len(desk.named)
         try:
             steps.append(STEPS[kind](desk, steps[-1].page if steps else page))
         except NotAskable:
             if not many:
                 raise
+            del desk.named[named:]  # who was picked for it is not meant
         if len(steps) == many:
             break
     if many and len(steps) < 2:
