@@ -20,7 +20,7 @@ from rich.table import Table
 
 from edit.conditioning import attention_bias, embed, pad
 from edit.flow import restore_reference_output, set_schedule, skip_reference_output, velocity
-from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, unpack
+from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, text_ids, unpack
 from edit.pipeline import EditPipeline
 
 # Of the first block's change between two steps; below it, the other blocks' last result is used again.
@@ -102,10 +102,11 @@ def edit_plainly(
         predictions = []
         for hidden, mask, bias, refined in branches:
             rows = len(hidden)
+            told = text_ids(hidden.shape[1], height, width, pipeline.conditioning.view_side)
             level = (timestep / 1000).expand(rows)
             text, pooled = refined[number] if refined else connector(hidden, level, mask)
             noisy, picture_tokens = latents.expand(rows, -1, -1), reference.expand(rows, -1, -1)
-            predictions.append(velocity(transformer, noisy, picture_tokens, level, text, pooled, ids, bias, skip))
+            predictions.append(velocity(transformer, noisy, picture_tokens, level, text, pooled, ids, told, bias, skip))
         wanted, unwanted = torch.cat(predictions).chunk(2)
         predicted = unwanted + guidance * (wanted - unwanted)
         latents = pipeline.scheduler.step(predicted, timestep, latents, return_dict=False)[0]

@@ -35,6 +35,8 @@ class Conditioning:
         padded_tokens: the length to which the transformer sees every text stream padded, 640 at the released size; 0
             where padding is hidden from it.
         source: one of `SOURCES`.
+        view_side: tokens a side of the one square view in which the model sees every picture; they then stand at their
+            places, see `latents.text_ids`. 0 as in Step1X-Edit, and for a model that cuts pictures into several views.
     """
 
     prefix: str = ""
@@ -42,11 +44,12 @@ class Conditioning:
     max_tokens: int = 640
     padded_tokens: int = 0
     source: str = "picture"
+    view_side: int = 0
 
     def __post_init__(self):
         if self.source not in SOURCES:
             raise ConditioningError(f"conditioning source is {self.source!r}; use one of {', '.join(SOURCES)}.")
-        for name, least in (("dropped_tokens", 0), ("max_tokens", 1), ("padded_tokens", 0)):
+        for name, least in (("dropped_tokens", 0), ("max_tokens", 1), ("padded_tokens", 0), ("view_side", 0)):
             value = getattr(self, name)
             if name == "dropped_tokens" and value is None:
                 continue
@@ -56,6 +59,10 @@ class Conditioning:
             raise ConditioningError(
                 f"padded_tokens is {self.padded_tokens}, max_tokens {self.max_tokens}; pad to at least max_tokens, "
                 f"or to 0 for no padding."
+            )
+        if self.view_side and self.source != "picture":
+            raise ConditioningError(
+                f"view_side is {self.view_side}, but with the source {self.source!r} there is no picture to place; use 0."
             )
 
     @classmethod
@@ -116,6 +123,8 @@ def embed(
             f"the instruction and its picture take {inputs['input_ids'].shape[1]} tokens, the model reads at most "
             f"{room}; shorten the instruction."
         )
+    if conditioning.view_side:
+        _check_view(inputs["input_ids"], model.config.image_token_id, conditioning.view_side)
     if conditioning.source == "words":
         hidden = model.get_input_embeddings()(inputs["input_ids"])
     else:
@@ -136,6 +145,15 @@ def embed(
             )
         kept.append(own)
     return kept
+
+
+def _check_view(input_ids: torch.Tensor, image_token: int, view_side: int) -> None:
+    for count in (input_ids == image_token).sum(1).tolist():
+        if count != view_side**2:
+            raise ConditioningError(
+                f"the model sees a picture in {count} tokens, view_side {view_side} means {view_side**2}; use the root "
+                f"of {count}, or 0 where that is not one square view."
+            )
 
 
 def _about(prefix: str, pictures: list[Image.Image], instruction: str) -> list[dict]:

@@ -59,6 +59,7 @@ def velocity(
     encoder_hidden_states: torch.Tensor,
     pooled_projections: torch.Tensor,
     img_ids: torch.Tensor,
+    txt_ids: torch.Tensor,
     attention_bias: torch.Tensor | None = None,
     reference_skip: bool = False,
 ) -> torch.Tensor:
@@ -70,6 +71,7 @@ def velocity(
         level: (batch,), the noise level.
         encoder_hidden_states, pooled_projections: from the connector at that level.
         img_ids: (2 * tokens, 3), see `latents.image_ids`.
+        txt_ids: (text tokens, 3), see `latents.text_ids`.
         attention_bias: see `conditioning.attention_bias`.
         reference_skip: the transformer predicts what is to be added to the velocity of an unchanged picture,
             (x_t - reference) / t; a skip connection as in EDM (arXiv 2206.00364, section 5). What stays as it is then
@@ -84,7 +86,7 @@ def velocity(
         pooled_projections=pooled_projections,
         timestep=level,
         img_ids=img_ids,
-        txt_ids=img_ids.new_zeros(encoder_hidden_states.shape[1], 3),
+        txt_ids=txt_ids,
         joint_attention_kwargs=None if attention_bias is None else {"attention_mask": attention_bias},
         return_dict=False,
     )[0]

@@ -56,6 +56,22 @@ def image_ids(height: int, width: int, reference_index: int = 0, device=None) ->
     return torch.cat([noisy, position_ids(height, width, reference_index, device)])
 
 
+def text_ids(tokens: int, height: int, width: int, view_side: int = 0, device=None) -> torch.Tensor:
+    """(tokens, 3), the positions of the text stream beside latents that large: all at the origin, as in Step1X-Edit.
+
+    With a `view_side` the tokens of the picture, which come behind their opening mark, stand at their places in it: what
+    the model that sees knows of a place is then found there, by the heads that look at their own place.
+    """
+    ids = torch.zeros(tokens, 3, device=device)
+    if view_side:
+        sides = [
+            (torch.arange(view_side, device=device) + 0.5) * (length // PACKING) / view_side - 0.5
+            for length in (height, width)
+        ]
+        ids[1 : 1 + view_side**2, 1:] = torch.cartesian_prod(*sides)
+    return ids
+
+
 def normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """Latents as the VAE's encoder gives them, (batch, channels, height, width), to the scale they are noised in."""
     mean, scale = _statistics(vae, latents)

@@ -17,7 +17,7 @@ from edit.connector import EditConnector
 from edit.flow import noised, set_schedule, skip_reference_output, velocity
 from edit.inputs import CALLBACK_TENSORS, Inputs, Judge
 from edit.jobs import Job, batches, best
-from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, unpack, vae_scale
+from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, text_ids, unpack, vae_scale
 from edit.lora import EditLoraMixin
 from vlm.answering import load
 from vlm.pictures import open_picture
@@ -307,6 +307,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         bias = attention_bias(mask, 2 * noise.shape[1], padded, dtype)
         bias = None if bias is None else bias[rows]
         ids = image_ids(height, width, self.config.reference_index, device)
+        told = text_ids(hidden_states.shape[1], height, width, self.conditioning.view_side, device)
         copies = len(rows) // len(batch)
         reference = reference.to(dtype).repeat(copies, 1, 1)
 
@@ -322,6 +323,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
                     text[rows],
                     pooled[rows],
                     ids,
+                    told,
                     bias,
                     self.config.reference_skip,
                 ).float()

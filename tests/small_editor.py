@@ -8,7 +8,8 @@ from edit import EditConnector, EditPipeline
 
 # `<|im_start|>user` and the line's end, a token a byte.
 DROPPED = 6
-CONDITIONING = {"prefix": "", "dropped_tokens": DROPPED, "max_tokens": 80, "padded_tokens": 80, "source": "picture"}
+CONDITIONING = {"prefix": "", "dropped_tokens": DROPPED, "max_tokens": 80, "padded_tokens": 80, "source": "picture",
+                "view_side": 2}  # fmt: skip
 
 
 def make_parts(seed: int = 0) -> dict:

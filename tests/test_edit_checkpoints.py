@@ -52,7 +52,8 @@ def test_golden(released, golden):
     half = golden["img"].shape[1] // 2
     skip_reference_output(transformer)
     noisy, reference = golden["img"].split(half, 1)
-    predicted = velocity(transformer, noisy, reference, golden["timesteps"], text, pooled, golden["img_ids"][0])
+    predicted = velocity(transformer, noisy, reference, golden["timesteps"], text, pooled,
+                         golden["img_ids"][0], golden["txt_ids"][0])  # fmt: skip
     torch.testing.assert_close(predicted, golden["out"][:, :half], atol=1e-5, rtol=0)
 
 

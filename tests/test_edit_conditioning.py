@@ -24,7 +24,7 @@ from edit.flow import (
     skip_reference_output,
     velocity,
 )
-from edit.latents import image_ids
+from edit.latents import image_ids, text_ids
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_the_transformer_cannot_tell_the_shortcuts_from_the_long_way():
         hidden, mask = pad(embeddings, 20, collapse)
         text, pooled = parts["connector"](hidden, level, mask)
         bias = attention_bias(mask, 32, 20)
-        return velocity(parts["transformer"], noisy, reference, level, text, pooled, ids, bias)
+        told = text_ids(hidden.shape[1], 8, 8, view_side=2)
+        return velocity(parts["transformer"], noisy, reference, level, text, pooled, ids, told, bias)
 
     expected = predicted(collapse=False)
     close(predicted(collapse=True), expected, 1e-5)
@@ -134,6 +135,7 @@ def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
         ('{"dropped_tokens": -1}', "dropped_tokens is -1"),
         ('{"max_tokens": 9, "padded_tokens": 8}', "pad to at least max_tokens"),
         ('{"source": "eyes"}', "source is 'eyes'"),
+        ('{"source": "words", "view_side": 4}', "no picture to place; use 0"),
     ],
 )
 def test_a_bad_conditioning_file_is_named(tmp_path, text, words):
@@ -149,6 +151,8 @@ def test_instructions_that_do_not_fit(pipeline):
         edited(pipeline, noise(16, 16), "x" * 600)
     with pytest.raises(ConditioningError, match="dropped_tokens is 500"):
         embed(make_model(), make_processor(), [noise(8, 8)], ["a"], Conditioning(dropped_tokens=500))
+    with pytest.raises(ConditioningError, match="in 4 tokens, view_side 3 means 9; use the root of 4"):
+        embed(make_model(), make_processor(), [noise(8, 8)], ["a"], Conditioning(view_side=3))
 
 
 def qwen():
@@ -197,12 +201,12 @@ def qwen():
 def test_qwen_reads_through_the_same_path(tmp_path):
     model, processor = qwen()
     pictures, instructions = [noise(32, 32), noise(16, 16)], ["make it red", "no"]
-    how = Conditioning(**CONDITIONING)
+    how = Conditioning(**CONDITIONING).replaced(view_side=0)
     together = embed(model, processor, pictures, instructions, how)
     for picture, instruction, own in zip(pictures, instructions, together, strict=True):
         close(embed(model, processor, [picture], [instruction], how)[0], own, 1e-3)
     pipeline = EditPipeline(
-        **make_parts(), vision_language_model=model, processor=processor, conditioning=CONDITIONING, size_levels=[16]
+        **make_parts(), vision_language_model=model, processor=processor, conditioning=how.to_dict(), size_levels=[16]
     )
     pipeline.set_progress_bar_config(disable=True)
     made = edited(pipeline, pictures[0], num_inference_steps=2)

@@ -21,7 +21,7 @@ from edit.flow import (
     skip_reference_output,
     velocity,
 )
-from edit.latents import denormalise, image_ids, normalise, pack, position_ids, target_size, unpack
+from edit.latents import denormalise, image_ids, normalise, pack, position_ids, target_size, text_ids, unpack
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([512, 768, 1024, 128]), st.sampled_from([4, 16, 32]))
@@ -106,7 +106,7 @@ def test_the_mini_editor_fits_its_budget():
     assert isinstance(parts["vae"], AutoencoderKL)
     text, pooled = parts["connector"](torch.randn(1, 5, 48), torch.tensor([0.5]))
     tokens = torch.randn(1, 64, 64)
-    predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, image_ids(16, 16))
+    predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, image_ids(16, 16), text_ids(5, 16, 16))
     assert not predicted.any()
 
 
@@ -128,6 +128,31 @@ def test_a_fresh_painter_looks_at_its_own_place_in_the_reference():
         assert own[:, 1:].mean() < 0.02  # no other head is told where to look
 
 
+def test_the_view_stands_at_its_places():
+    """Two tokens a side over four by eight: each at the middle of what it sees."""
+    ids = text_ids(7, 8, 16, view_side=2)
+    assert ids[1:5].tolist() == [[0, 0.5, 1.5], [0, 0.5, 5.5], [0, 2.5, 1.5], [0, 2.5, 5.5]]
+    assert not ids[[0, 5, 6]].any() and not text_ids(7, 8, 16).any()
+
+
+@torch.no_grad()
+def test_a_fresh_painter_looks_at_the_view_of_its_own_place():
+    transformer = mini_editor(make_model())["transformer"]
+    text, image = text_ids(20, 16, 16, view_side=4), image_ids(16, 16, 1)
+    cos, sin = transformer.pos_embed(torch.cat([text, image]))
+    tokens = torch.nn.functional.layer_norm(
+        torch.randn(1, 148, 256, generator=torch.Generator().manual_seed(0)), (256,)
+    )
+    block = transformer.single_transformer_blocks[0].attn
+    query, key = (
+        apply_rotary_emb(norm(layer(tokens).unflatten(-1, (4, 64))), (cos, sin), sequence_dim=1).transpose(1, 2)
+        for layer, norm in ((block.to_q, block.norm_q), (block.to_k, block.norm_k))
+    )
+    seen = (query @ key.transpose(-1, -2))[0, 0, 20:84, 1:17].argmax(-1)  # of the noisy half, in the view
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    assert (seen == (rows // 2 * 4 + columns // 2).flatten()).float().mean() > 0.8
+
+
 def test_a_training_step_reaches_every_weight():
     parts = make_parts()
     skip_reference_output(parts["transformer"])
@@ -136,8 +161,9 @@ def test_a_training_step_reaches_every_weight():
     text, pooled = parts["connector"](hidden, level, mask)
     bias = attention_bias(mask, 32, 9)
     predicted = velocity(
-        parts["transformer"], noised(clean, drawn, level), clean, level, text, pooled, image_ids(8, 8), bias
-    )
+        parts["transformer"], noised(clean, drawn, level), clean, level, text, pooled, image_ids(8, 8),
+        text_ids(text.shape[1], 8, 8, 1), bias,
+    )  # fmt: skip
     (predicted - (drawn - clean)).square().mean().backward()
     for part in ("connector", "transformer"):
         assert [name for name, p in parts[part].named_parameters() if p.grad is None or not p.grad.any()] == []

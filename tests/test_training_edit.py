@@ -301,7 +301,7 @@ def test_what_the_painter_is_told_is_one_switch(told, run):
     embeddings = {}
     for source, folder in told.items():
         pipeline = EditPipeline.from_pretrained(folder)
-        assert pipeline.conditioning.source == source
+        assert pipeline.conditioning.source == source and bool(pipeline.conditioning.view_side) == (source == "picture")
         pictures = [draw_edit(seed, "test", size=64).before for seed in range(2)]
         embeddings[source] = pipeline.encode_prompt(pictures, ["make the star red"] * 2)
     assert len(embeddings["picture"][0]) > len(embeddings["words"][0]) == len(embeddings["instruction"][0])

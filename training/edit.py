@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from edit import EditPipeline
 from edit.conditioning import Conditioning, attention_bias, embed, pad
 from edit.flow import flow_shift, noised, shifted, skip_reference_output, velocity
-from edit.latents import PACKING, image_ids, pack, vae_scale
+from edit.latents import PACKING, image_ids, pack, text_ids, vae_scale
 from training.edit_pairs import EditCache, Pairs, build_cache
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
@@ -129,8 +129,9 @@ class Editor(nn.Module):
         text, pooled = self.connector(hidden, level, mask)
         bias = attention_bias(mask, 2 * target.shape[1], self.conditioning.padded_tokens, hidden.dtype)
         ids = image_ids(height, width, self.reference_index, target.device)
+        told = text_ids(hidden.shape[1], height, width, self.conditioning.view_side, target.device)
         predicted = velocity(
-            self.transformer, noised(target, noise, level), reference, level, text, pooled, ids, bias,
+            self.transformer, noised(target, noise, level), reference, level, text, pooled, ids, told, bias,
             self.reference_skip,
         )  # fmt: skip
         error = (predicted.float() - (noise - target)).square().mean(-1)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from edit.conditioning import Conditioning
 from edit.configuration import PRESETS, mini_editor, new_scheduler
 from training.recipe import EditStage, RecipeError
 from vlm.answering import load
+from vlm.configuration import view_tokens
 
 OPTIONS = (
     "conditioning",
@@ -113,11 +115,18 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     torch.manual_seed(seed)
     parts = mini_editor(model, connector=stage.connector, transformer=stage.transformer)
     parts["vae"] = AutoencoderKL.from_pretrained(found["vae"])
-    return Start(parts, model, processor, found["vision_language"], _options("mini", stage))
+    options = _options("mini", stage, view_side=_view_side(processor, stage.conditioning.get("source", "picture")))
+    return Start(parts, model, processor, found["vision_language"], options)
 
 
-def _options(preset: str, stage: EditStage) -> dict:
+def _view_side(processor: ProcessorMixin, source: str) -> int:
+    """`Conditioning.view_side` for a model of ours."""
+    views = processor.image_processor
+    return 0 if views.local_crops or source != "picture" else isqrt(view_tokens(views.image_size, views.patch_size))
+
+
+def _options(preset: str, stage: EditStage, **conditioning) -> dict:
     options = copy.deepcopy(PRESETS[preset]["pipeline"])
-    options["conditioning"] |= stage.conditioning
+    options["conditioning"] |= conditioning | stage.conditioning
     options["size_levels"] = [stage.size]
     return options
