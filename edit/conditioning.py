@@ -62,7 +62,7 @@ class Conditioning:
             )
         if self.view_side and self.source != "picture":
             raise ConditioningError(
-                f"view_side is {self.view_side}, but with the source {self.source!r} there is no picture to place; use 0."
+                f"view_side is {self.view_side}, but the source {self.source!r} has no picture to place; use 0."
             )
 
     @classmethod

@@ -59,8 +59,8 @@ def image_ids(height: int, width: int, reference_index: int = 0, device=None) ->
 def text_ids(tokens: int, height: int, width: int, view_side: int = 0, device=None) -> torch.Tensor:
     """(tokens, 3), the positions of the text stream beside latents that large: all at the origin, as in Step1X-Edit.
 
-    With a `view_side` the tokens of the picture, which come behind their opening mark, stand at their places in it: what
-    the model that sees knows of a place is then found there, by the heads that look at their own place.
+    With a `view_side` the tokens of the picture, behind their opening mark, stand at their places in it: what the model
+    that sees knows of a place is then found there, by the heads that look at their own place.
     """
     ids = torch.zeros(tokens, 3, device=device)
     if view_side:

@@ -106,7 +106,8 @@ def test_the_mini_editor_fits_its_budget():
     assert isinstance(parts["vae"], AutoencoderKL)
     text, pooled = parts["connector"](torch.randn(1, 5, 48), torch.tensor([0.5]))
     tokens = torch.randn(1, 64, 64)
-    predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, image_ids(16, 16), text_ids(5, 16, 16))
+    ids, told = image_ids(16, 16), text_ids(5, 16, 16)
+    predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, ids, told)
     assert not predicted.any()
 
 
