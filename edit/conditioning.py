@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
@@ -37,6 +38,9 @@ class Conditioning:
         source: one of `SOURCES`.
         view_side: tokens a side of the one square view in which the model sees every picture; they then stand at their
             places, see `latents.text_ids`. 0 as in Step1X-Edit, and for a model that cuts pictures into several views.
+        skipped_layers: of the model, from its end. Its last states are there to say the next word; a small model's
+            middle ones know more of what was read. They come before the model's last norm and get one without weights.
+        planned: what the painter is told where the edit was planned, of `{instruction}` and `{plan}`.
     """
 
     prefix: str = ""
@@ -45,11 +49,14 @@ class Conditioning:
     padded_tokens: int = 0
     source: str = "picture"
     view_side: int = 0
+    skipped_layers: int = 0
+    planned: str = "{instruction} {plan}"
 
     def __post_init__(self):
         if self.source not in SOURCES:
             raise ConditioningError(f"conditioning source is {self.source!r}; use one of {', '.join(SOURCES)}.")
-        for name, least in (("dropped_tokens", 0), ("max_tokens", 1), ("padded_tokens", 0), ("view_side", 0)):
+        for name, least in (("dropped_tokens", 0), ("max_tokens", 1), ("padded_tokens", 0), ("view_side", 0),
+                            ("skipped_layers", 0)):  # fmt: skip
             value = getattr(self, name)
             if name == "dropped_tokens" and value is None:
                 continue
@@ -60,6 +67,8 @@ class Conditioning:
                 f"padded_tokens is {self.padded_tokens}, max_tokens {self.max_tokens}; pad to at least max_tokens, "
                 f"or to 0 for no padding."
             )
+        if "{plan}" not in self.planned:
+            raise ConditioningError(f"planned is {self.planned!r}, without the plan; put '{{plan}}' where it comes.")
         if self.view_side and self.source != "picture":
             raise ConditioningError(
                 f"view_side is {self.view_side}, but the source {self.source!r} has no picture to place; use 0."
@@ -81,6 +90,10 @@ class Conditioning:
             what = f"has the field {unknown[0]!r}" if isinstance(values, dict) else "is not a JSON object"
             raise ConditioningError(f"{str(path)!r} {what}; give an object of {', '.join(known)}.")
         return cls(**values)
+
+    def with_plan(self, instruction: str, plan: str) -> str:
+        """What the painter is told of a planned edit."""
+        return self.planned.format(instruction=instruction, plan=plan)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -129,7 +142,14 @@ def embed(
         hidden = model.get_input_embeddings()(inputs["input_ids"])
     else:
         # Through the whole model, not its body: offloading hooks watch the whole. One row of logits is made at most.
-        hidden = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states[-1]
+        states = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states
+        if conditioning.skipped_layers >= len(states):
+            raise ConditioningError(
+                f"skipped_layers is {conditioning.skipped_layers}, the model has {len(states) - 1} layers; skip fewer."
+            )
+        hidden = states[-1 - conditioning.skipped_layers]
+        if conditioning.skipped_layers:
+            hidden = functional.rms_norm(hidden, hidden.shape[-1:])
     kept = []
     for row, seen in zip(hidden, inputs["attention_mask"].bool(), strict=True):
         own = row[seen][dropped:]
@@ -193,7 +213,7 @@ def pad(
     """
     hidden_states = pad_sequence(list(embeddings), batch_first=True)
     missing = max(padded_tokens - hidden_states.shape[1], 0)
-    hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, min(missing, 1) if collapse else missing))
+    hidden_states = functional.pad(hidden_states, (0, 0, 0, min(missing, 1) if collapse else missing))
     positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
     lengths = torch.tensor([len(own) for own in embeddings], device=hidden_states.device)
     return hidden_states, (positions < lengths[:, None]).long()
@@ -223,4 +243,4 @@ def attention_bias(
         return None
     weight = (wanted / present.clamp(min=1)).log()[:, None].expand(seen.shape)
     text = torch.where(seen, torch.zeros_like(weight), weight)
-    return torch.nn.functional.pad(text, (0, image_tokens))[:, None, None].to(dtype)
+    return functional.pad(text, (0, image_tokens))[:, None, None].to(dtype)

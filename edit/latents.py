@@ -38,6 +38,15 @@ def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
 
 
+def by_place(tokens: torch.Tensor, height: int, width: int, side: int) -> torch.Tensor:
+    """(batch, tokens, channels), packed, to (batch, side², tokens of a place, channels), for side x side equal places.
+
+    Places come row by row, as the tokens in each of them.
+    """
+    grid = tokens.unflatten(1, (side, height // PACKING // side, side, width // PACKING // side))
+    return grid.transpose(2, 3).flatten(1, 2).flatten(2, 3)
+
+
 def position_ids(height: int, width: int, index: int = 0, device: torch.device | str | None = None) -> torch.Tensor:
     """(height / 2 * width / 2, 3): `index`, row and column of every token of latents that large."""
     rows = torch.arange(height // PACKING, device=device)

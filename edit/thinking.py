@@ -28,12 +28,11 @@ class Questions:
     """What the model is asked; `{instruction}` is the edit.
 
     Attributes:
-        plan: about the picture, before; its answer follows the instruction, after `then`.
+        plan: about the picture, before; the painter is told its answer too, see `Conditioning.planned`.
         inspect, score: about the picture before and the picture after, in this order.
     """
 
     plan: str = "Edit: {instruction} Say briefly what must change in this picture, and what must stay as it is."
-    then: str = " "
     inspect: str = (
         "The second picture is an edit of the first: {instruction} Was this done, and nothing else changed? Answer "
         "accept, retry if another attempt would do better, or roll back if the first picture should stay. Say why."
@@ -162,7 +161,7 @@ def think_and_edit(
     thought = Thought(picture, instruction)
     if planning:
         thought.plan = plan(ask, picture, instruction, questions)
-        thought.told = _with_plan(pipeline, picture, instruction, thought.plan, questions)
+        thought.told = _with_plan(pipeline, picture, instruction, thought.plan)
     if seeds > 1 and judge is None:
         judge = judge_by(ask, questions)
     for attempt in range(max(1, reflections)):
@@ -190,12 +189,10 @@ def think_and_edit(
     return thought
 
 
-def _with_plan(
-    pipeline: EditPipeline, picture: Image.Image, instruction: str, planned: str, questions: Questions
-) -> str:
-    """Instruction and plan, the plan's end cut off where the painter cannot read all of it."""
+def _with_plan(pipeline: EditPipeline, picture: Image.Image, instruction: str, planned: str) -> str:
+    """What the painter is told of a planned edit, the plan's end cut off where not all of it can be read."""
     while planned:
-        told = instruction + questions.then + planned
+        told = pipeline.conditioning.with_plan(instruction, planned)
         try:
             pipeline.encode_prompt([picture], [told])
         except ConditioningError:

@@ -135,6 +135,7 @@ def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
         ('{"dropped_tokens": -1}', "dropped_tokens is -1"),
         ('{"max_tokens": 9, "padded_tokens": 8}', "pad to at least max_tokens"),
         ('{"source": "eyes"}', "source is 'eyes'"),
+        ('{"planned": "{instruction}"}', "without the plan"),
         ('{"source": "words", "view_side": 4}', "no picture to place; use 0"),
     ],
 )
@@ -153,6 +154,21 @@ def test_instructions_that_do_not_fit(pipeline):
         embed(make_model(), make_processor(), [noise(8, 8)], ["a"], Conditioning(dropped_tokens=500))
     with pytest.raises(ConditioningError, match="in 4 tokens, view_side 3 means 9; use the root of 4"):
         embed(make_model(), make_processor(), [noise(8, 8)], ["a"], Conditioning(view_side=3))
+    with pytest.raises(ConditioningError, match="skipped_layers is 9, the model has"):
+        embed(make_model(), make_processor(), [noise(8, 8)], ["a"], Conditioning(skipped_layers=9))
+
+
+@torch.no_grad()
+def test_middle_layers_are_read_without_the_model_s_last_norm():
+    model, processor = make_model(), make_processor()
+    last, middle = (
+        embed(model, processor, [noise(8, 8)], ["a word"], Conditioning(skipped_layers=skipped))[0]
+        for skipped in (0, 1)
+    )
+    inputs = inputs_of(processor, user(noise(8, 8), "a word"))
+    states = model(**inputs, output_hidden_states=True).hidden_states[-2][0, -len(middle) :]
+    close(middle, states / states.square().mean(-1, keepdim=True).sqrt(), 1e-4)
+    assert middle.shape == last.shape and not torch.allclose(middle, last, atol=0.1)
 
 
 def qwen():

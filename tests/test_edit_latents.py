@@ -21,7 +21,17 @@ from edit.flow import (
     skip_reference_output,
     velocity,
 )
-from edit.latents import denormalise, image_ids, normalise, pack, position_ids, target_size, text_ids, unpack
+from edit.latents import (
+    by_place,
+    denormalise,
+    image_ids,
+    normalise,
+    pack,
+    position_ids,
+    target_size,
+    text_ids,
+    unpack,
+)
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([512, 768, 1024, 128]), st.sampled_from([4, 16, 32]))
@@ -99,10 +109,10 @@ def test_strength_leaves_out_the_noisiest_steps(strength, left):
 
 
 def test_the_mini_editor_fits_its_budget():
-    """28 MB in bfloat16, and its first prediction is nothing."""
+    """30 MB in bfloat16, and its first prediction is nothing."""
     parts = mini_editor(make_model())
     models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
-    assert sum(p.numel() for part in models for p in part.parameters()) * 2 < 28e6
+    assert sum(p.numel() for part in models for p in part.parameters()) * 2 < 30e6
     assert isinstance(parts["vae"], AutoencoderKL)
     text, pooled = parts["connector"](torch.randn(1, 5, 48), torch.tensor([0.5]))
     tokens = torch.randn(1, 64, 64)
@@ -127,6 +137,18 @@ def test_a_fresh_painter_looks_at_its_own_place_in_the_reference():
         own = shares.diagonal(dim1=-2, dim2=-1)
         assert (shares[:, 0].argmax(-1) == torch.arange(64)).float().mean() > 0.8 and own[:, 0].mean() > 0.2
         assert own[:, 1:].mean() < 0.02  # no other head is told where to look
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_places_are_cut_from_the_grid(side, rows, columns):
+    height, width = 2 * side * rows, 2 * side * columns
+    tokens = position_ids(height, width)[None]
+    places = by_place(tokens, height, width, side)
+    assert places.shape == (1, side**2, rows * columns, 3)
+    for place in range(side**2):
+        own = places[0, place, :, 1:]
+        assert (own[:, 0] // rows).eq(place // side).all() and (own[:, 1] // columns).eq(place % side).all()
+    close(places.mean(2)[0], text_ids(1 + side**2, height, width, side)[1:])
 
 
 def test_the_view_stands_at_its_places():

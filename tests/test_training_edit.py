@@ -18,8 +18,8 @@ from edit.configuration import PRESETS, mini_editor
 from edit.inputs import EditError
 from edit.latents import encode, pack
 from edit.loading import load_editor
-from edit.thinking import Questions, _with_plan
-from training.edit import Editor, EditSteps, EditTask
+from edit.thinking import _with_plan
+from training.edit import Editor, EditSteps, EditTask, Foresight
 from training.edit_folder import export_edits
 from training.edit_pairs import EditCache, Pairs
 from training.edit_publish import publish_editor
@@ -33,6 +33,7 @@ from training.world.sample import stream
 from vlm.answering import CHECKPOINTS_VARIABLE, load
 
 ROOT = Path(__file__).resolve().parents[1]
+CONDITIONING = Conditioning(**PRESETS["mini"]["pipeline"]["conditioning"])
 PAINTER = {
     "connector": {"num_attention_heads": 2, "attention_head_dim": 32, "pooled_projection_dim": 32},
     "transformer": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32,
@@ -45,6 +46,8 @@ def _recipe(folder: Path, **stages):
     kept = {}
     for name, changes in stages.items():
         kept[name] = values["stages"][name] | {"precision": "no"} | changes
+        if "edits" in changes:
+            kept[name] |= {"foresight": 0.0, "foresight_steps": 0}
         if name == "edit" and "editor" not in changes:
             kept[name] |= PAINTER | {"vision_language": str(ROOT / "checkpoints" / "mini")}
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +137,62 @@ def test_the_changed_region_weighs_more(run):
         apart = (pack(item["target"][None]) - pack(item["reference"][None])).abs().mean(-1)[0]
         assert set(item["changed"].tolist()) <= {0.0, 1.0} and item["changed"].any()
         assert apart[item["changed"] > 0].mean() >= apart.mean() - 1e-6
-    batch = EditSteps(stage, cache, None, 0, 0, 1)[0][0]
+    batch = EditSteps(stage, cache, None, CONDITIONING, 0)[0][0]
     changed = batch["weight"] > 1
     assert batch["weight"][changed].eq(3).all() and 0 < changed.sum() < changed.numel()
     # Fresh weights predict nothing, so that the error is the velocity's own square.
     parts = mini_editor(load("mini")[0], **PAINTER)
-    editor = Editor(parts, Conditioning(**PRESETS["mini"]["pipeline"]["conditioning"]), False, 0)
+    editor = Editor(parts, CONDITIONING, False, 0)
     square = (pack(batch["noise"]) - pack(batch["target"])).square().mean(-1)
     expected = ((square * batch["weight"]).sum(1) / batch["weight"].sum(1)).sum()
     torch.testing.assert_close(editor(batch, 0.5), expected)
+
+
+def test_foresight_is_learnt_from_the_places_and_first_alone(run):
+    stage = _recipe(run, edit={}).stages["edit"]
+    assert (stage.steps, stage.foresight_steps) == (6, 2)
+    steps = EditSteps(stage, EditCache(run / "edit" / "cache", stage.pairs), None, CONDITIONING, 0)
+    assert [batch["foresight_alone"] for step in range(4) for batch in steps[step]] == [True, True, False, False]
+
+    foresight = Foresight(64, side=4, tokens=1, channels=64, weight=0.5)
+    editor = Editor(mini_editor(load("mini")[0], **PAINTER), CONDITIONING, False, 0, foresight=foresight)
+    first, later = steps[0][0], steps[2][0]
+    editor(first, 0.5).backward()
+    assert all(p.grad is None for p in editor.transformer.parameters())
+    assert not editor.connector.token_refiner.proj_in.weight.grad.any()  # through a layer of zeros
+    torch.nn.init.ones_(foresight.read[1].weight)
+    editor(first, 0.5).backward()
+    assert editor.connector.token_refiner.proj_in.weight.grad.any()
+    # It is told of the place by that place's token alone, and of what changes there.
+    torch.nn.init.zeros_(foresight.read[1].weight)
+    change = pack(later["target"]) - pack(later["reference"])
+    wrong = ((change.square().mean(-1) * later["weight"]).sum(1) / later["weight"].sum(1)).sum()
+    foreseen = editor(later, 0.5)
+    editor.foresight = None
+    torch.testing.assert_close(foreseen - editor(later, 0.5), 0.5 * wrong)
+
+
+@torch.no_grad()
+def test_the_place_of_a_change_is_told_by_the_token_at_that_place():
+    foresight = Foresight(8, side=2, tokens=4, channels=1, weight=1.0)
+    foresight.read[1].weight.copy_(torch.ones(4, 8))
+    text = torch.zeros(1, 9, 8)
+    text[0, 1 + 2] = torch.tensor([2.0] * 4 + [1.0] * 4)  # the third place: bottom left
+    change = torch.zeros(4, 4)
+    change[2:, :2] = 1.0
+    weight = torch.ones(1, 16)
+    foresight.read[0] = torch.nn.Identity()
+    foresight.read[1].weight.fill_(1 / 12)
+    assert foresight(text, change.reshape(1, 16, 1), weight, 8, 8) < 1e-10
+    assert foresight(text, change.T.reshape(1, 16, 1), weight, 8, 8) > 0.1
+
+
+def test_foresight_needs_places(run, tmp_path):
+    blind = {"conditioning": {"source": "words"}, "vae": str(run / "vae" / "model")}
+    with pytest.raises(RecipeError, match="foresight needs a model that sees a picture in one square view"):
+        run_stage(_recipe(tmp_path, edit=blind), "edit", tmp_path, workers=0)
+    with pytest.raises(ValueError, match="learn the foresight alone"):
+        EditStage(steps=1, batch_size=1, foresight_steps=3)
 
 
 def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):
@@ -150,8 +200,8 @@ def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):
     recipe = _recipe(tmp_path, edit={"vae": str(run / "vae" / "model"), "steps": 1, **ways})
     model = run_stage(recipe, "edit", tmp_path, workers=0)
     stage = recipe.stages["edit"]
-    steps = EditSteps(stage, EditCache(tmp_path / "edit" / "cache", stage.pairs, planned=True), None, recipe.seed, 0, 1)
-    assert all(len(item["planned"]) > len(item["embedding"]) for item in map(steps.cache.__getitem__, range(12)))
+    steps = EditSteps(stage, EditCache(tmp_path / "edit" / "cache", stage.pairs, planned=True), None, CONDITIONING,
+                      recipe.seed)  # fmt: skip
     drawn = [steps._sample(step, i) for step in range(20) for i in range(12)]
     told = {name: sum(torch.equal(d["embedding"], d[name]) for d in drawn) / len(drawn)
             for name in ("unconditional", "planned")}  # fmt: skip
@@ -160,7 +210,7 @@ def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):
     assert [len(batch) for batch in lengths] == [4, 4, 4] and list(chain(*lengths)) == sorted(chain(*lengths))
     # The plan is told as the editor itself tells it.
     pipeline, pairs = EditPipeline.from_pretrained(model), Pairs(stage, recipe.seed)
-    told = _with_plan(pipeline, pairs[5].before, pairs[5].instruction, pairs[5].plan, Questions())
+    told = _with_plan(pipeline, pairs[5].before, pairs[5].instruction, pairs[5].plan)
     embedding = pipeline.encode_prompt([pairs[5].before], [told])[0]
     torch.testing.assert_close(embedding, steps.cache[5]["planned"], atol=0.01, rtol=0.01)
     with pytest.raises(ValueError, match="need the world's plans"):
@@ -172,7 +222,7 @@ def test_dense_pairs_are_told_their_many_steps_in_short():
     pairs = list(map(Pairs(EditStage(**options, dense=0.5), 0).__getitem__, range(60)))
     dense = [pair for pair in pairs if not pair.plan]
     assert 20 <= len(dense) <= 40
-    assert all(pair.planned == pair.instruction for pair in dense)
+    assert all(pair.planned(CONDITIONING) == pair.instruction for pair in dense)
     assert sum(pair.instruction.count("; ") + 1 for pair in dense) / len(dense) > 4
     assert all(pair.plan for pair in map(Pairs(EditStage(**options), 0).__getitem__, range(20)))
     # The shipped editor reads the longest whole.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from edit import EditPipeline
 from edit.conditioning import Conditioning, attention_bias, embed, pad
 from edit.flow import flow_shift, noised, shifted, skip_reference_output, velocity
-from edit.latents import PACKING, image_ids, pack, text_ids, vae_scale
+from edit.latents import PACKING, by_place, image_ids, pack, text_ids, vae_scale
 from training.edit_pairs import EditCache, Pairs, build_cache
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
@@ -38,10 +38,13 @@ SHEET_STEPS = 16  # of sampling, for the sheet that is drawn while training
 class EditSteps(Dataset):
     """Item t is this rank's share of step t as micro-batches, one latent size each: a pure function of (seed, t)."""
 
-    def __init__(self, stage: EditStage, cache: EditCache, pairs: Pairs | None, seed: int, rank: int, world_size: int):
+    def __init__(
+        self, stage: EditStage, cache: EditCache, pairs: Pairs | None, conditioning: Conditioning, seed: int,
+        rank: int = 0, world_size: int = 1,
+    ):  # fmt: skip
         if stage.batch_size % world_size:
             raise ValueError(f"batch_size {stage.batch_size} does not divide by {world_size} processes.")
-        self.stage, self.cache, self.pairs, self.seed = stage, cache, pairs, seed
+        self.stage, self.cache, self.pairs, self.conditioning, self.seed = stage, cache, pairs, conditioning, seed
         self.rank, self.world_size = rank, world_size
         self._order = (-1, [])
 
@@ -60,7 +63,8 @@ class EditSteps(Dataset):
             group.sort(key=lambda sample: len(sample["embedding"]))
             share = -(-len(group) // parts)
             batches += [self._batch(group[begin : begin + share]) for begin in range(0, len(group), share)]
-        return batches
+        alone = step < self.stage.foresight_steps
+        return [batch | {"foresight_alone": alone} for batch in batches]
 
     def _sample(self, step: int, i: int) -> dict:
         """A pair, its noise and its level; an empty instruction now and then, or one that is followed by its plan."""
@@ -79,7 +83,7 @@ class EditSteps(Dataset):
         }
         if self.pairs is not None:
             pair = self.pairs[index]
-            words = {"unconditional": "", "embedding": pair.instruction, "planned": pair.planned}
+            words = {"unconditional": "", "embedding": pair.instruction, "planned": pair.planned(self.conditioning)}
             sample |= {"picture": pair.before, "instruction": words[told]}
         return sample
 
@@ -100,24 +104,55 @@ class EditSteps(Dataset):
         return batch | {name + "s": [s[name] for s in samples] for name in ("picture", "instruction")}
 
 
+class Foresight(nn.Module):
+    """A second loss: from the connector's token of each place of the picture, a linear layer says how the latents there
+    will change.
+
+    Through all of the painter, what an instruction means and where is learnt slowly; here it is learnt at once, and the
+    painter finds it at its own place. It is no part of the editor.
+
+    Args:
+        width: of the connector's tokens.
+        side: places a side, `Conditioning.view_side`.
+        tokens, channels: of the latents, packed: how many there are in a place, and their width.
+        weight: of this loss beside the velocity's.
+    """
+
+    def __init__(self, width: int, side: int, tokens: int, channels: int, weight: float):
+        super().__init__()
+        self.side, self.shape, self.weight = side, (tokens, channels), weight
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens * channels))
+        nn.init.zeros_(self.read[1].weight)
+        nn.init.zeros_(self.read[1].bias)
+
+    def forward(self, text: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, height: int, width: int):
+        """Its squared error, weighted by token, summed over samples; see `Editor.forward`."""
+        predicted = self.read(text[:, 1 : 1 + self.side**2]).unflatten(-1, self.shape)
+        error = (predicted.float() - by_place(change, height, width, self.side)).square().mean(-1).flatten(1)
+        return self.weight * _weighted(error, by_place(weight[..., None], height, width, self.side).flatten(1))
+
+
 class Editor(nn.Module):
     """What is trained, with its loss inside one forward pass, and the averaged weights beside it."""
 
-    def __init__(self, parts: dict[str, nn.Module], conditioning: Conditioning, average: bool,
-                 reference_index: int = 0, reference_skip: bool = False):  # fmt: skip
+    def __init__(
+        self, parts: dict[str, nn.Module], conditioning: Conditioning, average: bool, reference_index: int = 0,
+        reference_skip: bool = False, foresight: Foresight | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.connector, self.transformer = parts["connector"], parts["transformer"]
         self.conditioning = conditioning
         self.reference_index, self.reference_skip = reference_index, reference_skip
         if average:
             self.average = nn.ModuleDict({name: copy.deepcopy(parts[name]).requires_grad_(False) for name in PAINTERS})
+        self.foresight = foresight
         skip_reference_output(self.transformer)
 
     def forward(self, batch: dict, mu: float, read=None) -> torch.Tensor:
-        """The squared error of the velocity, weighted by token, summed over samples.
+        """The squared error of the velocity, weighted by token, summed over samples; and that of the foresight.
 
         Args:
-            batch: see `EditSteps`.
+            batch: see `EditSteps`; with `foresight_alone` the transformer has no part in it.
             mu: the resolution's shift of the noise levels.
             read: makes embeddings of pictures and instructions, where they are not in the batch.
         """
@@ -127,6 +162,13 @@ class Editor(nn.Module):
         target, noise, reference = (pack(batch[name]) for name in ("target", "noise", "reference"))
         level = shifted(batch["normal"].sigmoid(), mu)  # logit-normal (arXiv 2403.03206, section 3.1)
         text, pooled = self.connector(hidden, level, mask)
+        foreseen = 0.0
+        if self.foresight is not None:
+            foreseen = self.foresight(text, target - reference, batch["weight"], height, width)
+            if batch["foresight_alone"]:
+                # Processes that share their gradients wait for those of all weights.
+                shared = PartialState().num_processes > 1
+                return foreseen + 0.0 * sum(p.sum() for p in self.transformer.parameters()) if shared else foreseen
         bias = attention_bias(mask, 2 * target.shape[1], self.conditioning.padded_tokens, hidden.dtype)
         ids = image_ids(height, width, self.reference_index, target.device)
         told = text_ids(hidden.shape[1], height, width, self.conditioning.view_side, target.device)
@@ -135,7 +177,11 @@ class Editor(nn.Module):
             self.reference_skip,
         )  # fmt: skip
         error = (predicted.float() - (noise - target)).square().mean(-1)
-        return ((error * batch["weight"]).sum(1) / batch["weight"].sum(1)).sum()
+        return _weighted(error, batch["weight"]) + foreseen
+
+
+def _weighted(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return ((error * weight).sum(1) / weight.sum(1)).sum()
 
 
 class EditTask:
@@ -157,7 +203,7 @@ class EditTask:
                 block.compile(dynamic=True)
         average = stage.ema_decay > 0 and not stage.lora
         index, skip = start.options.get("reference_index", 0), start.options.get("reference_skip", False)
-        self.model = Editor(start.parts, start.conditioning, average, index, skip)
+        self.model = Editor(start.parts, start.conditioning, average, index, skip, self._foresight())
         if stage.lora:
             _keep_trained_weights(self.model)
         self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(EDIT_FAMILIES)]
@@ -169,8 +215,22 @@ class EditTask:
             self._told = self._tell()
             start.model = start.processor = None
 
+    def _foresight(self) -> Foresight | None:
+        if not self.stage.foresight:
+            return None
+        side = self.start.conditioning.view_side
+        channels, *grid = self.cache[0]["target"].shape
+        if not side or any(length % (PACKING * side) for length in grid):
+            raise RecipeError(
+                f"foresight needs a model that sees a picture in one square view which divides its latents' "
+                f"{grid[1]} x {grid[0]} squares; view_side is {side}. Leave `foresight` out."
+            )
+        tokens = grid[0] * grid[1] // (PACKING * side) ** 2
+        width = self.start.parts["connector"].token_refiner.proj_in.out_features
+        return Foresight(width, side, tokens, channels * PACKING**2, self.stage.foresight)
+
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
-        data = EditSteps(self.stage, self.cache, self.pairs, self.seed, rank, world_size)
+        data = EditSteps(self.stage, self.cache, self.pairs, self.start.conditioning, self.seed, rank, world_size)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
 

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from edit.conditioning import Conditioning, embed
 from edit.latents import encode, target_size
-from edit.thinking import Questions
 from training.edit_folder import load_edits
 from training.recipe import EditStage
 from training.vae import to_pixels
@@ -51,10 +50,9 @@ class Pair:
     changed: np.ndarray | None
     plan: str = ""
 
-    @property
-    def planned(self) -> str:
-        """What the painter is told where the edit was planned: see `edit.thinking`."""
-        return self.instruction + Questions().then + self.plan if self.plan else self.instruction
+    def planned(self, conditioning: Conditioning) -> str:
+        """What the painter is told where the edit was planned."""
+        return conditioning.with_plan(self.instruction, self.plan) if self.plan else self.instruction
 
 
 class Pairs(Dataset):
@@ -153,7 +151,7 @@ def _encoded(batch: list[Pair], stage: EditStage, multiple: int, model, processo
     before = [pair.before for pair in batch]
     told = {"embedding": [pair.instruction for pair in batch], "unconditional": [""] * len(batch)}
     if stage.planned:
-        told["planned"] = [pair.planned for pair in batch]
+        told["planned"] = [pair.planned(conditioning) for pair in batch]
     made = {name: embed(model, processor, before, words, conditioning) for name, words in told.items()}
     for i, pair in enumerate(batch):
         size = target_size(*pair.before.size, stage.size, multiple)

@@ -199,10 +199,13 @@ class EditStage(Schedule):
         pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
         size: pictures have about size x size pixels, their aspect kept.
         dropout: share of the samples that learn from an empty instruction, for guidance.
-        planned: share of the samples whose instruction is followed by the plan's short form, as `plan` writes it. Where
-            the plan says the place, painting is learnt apart from finding.
+        planned: share of the samples that are told the plan's short form, as `plan` writes it; see
+            `edit.conditioning.Conditioning.planned`. Where the plan says the place, painting is learnt apart from
+            finding.
         dense: share of the world's pairs that have four to eight steps, told in the plan's short form alone: as many
             lessons in what words and places come to, where one instruction is one.
+        foresight: weight of a second loss, see `training.edit.Foresight`; 0 for none.
+        foresight_steps: the first steps learn that alone, at a sixth of the time.
         changed_weight: extra weight of tokens in which the asked change lies; 0 weighs all alike.
         ema_decay: of the averaged weights that are saved; 0 saves the last ones.
         lora: trains adapters alone, and saves them alone.
@@ -226,6 +229,8 @@ class EditStage(Schedule):
     dropout: float = Field(0.1, ge=0, lt=1)
     planned: float = Field(0.0, ge=0, le=1)
     dense: float = Field(0.0, ge=0, le=1)
+    foresight: float = Field(0.0, ge=0)
+    foresight_steps: int = Field(0, ge=0)
     changed_weight: float = Field(0.0, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     lora: Lora | None = None
@@ -234,8 +239,11 @@ class EditStage(Schedule):
     @model_validator(mode="after")
     def _possible(self):
         _check_edit_families(self.families)
-        if (self.planned or self.dense) and self.edits:
-            raise ValueError("`planned` and `dense` need the world's plans; `edits` of a folder or hub id have none")
+        if (self.planned or self.dense or self.foresight) and self.edits:
+            raise ValueError("`planned`, `dense` and `foresight` need the world's plans and square pictures; `edits` "
+                             "of a folder or hub id have none")  # fmt: skip
+        if self.foresight_steps and not self.foresight:
+            raise ValueError("`foresight_steps` learn the foresight alone; give `foresight` a weight")
         if self.editor and self.released:
             raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
         if self.released and not (self.vision_language and self.vae):
