@@ -94,7 +94,7 @@ def test_whoever_leaves_ends_the_edit(panel, tmp_path):
     while not next(running)[1].startswith("Step"):
         pass
     running.close()
-    assert not any(thread.name.startswith("edit") and thread.is_alive() for thread in threading.enumerate())
+    assert "edit" not in [thread.name for thread in threading.enumerate() if thread.is_alive()]
 
 
 def test_candidates_are_judged_by_the_thinking_handed_in(panel, tmp_path):

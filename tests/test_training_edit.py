@@ -46,6 +46,8 @@ def _recipe(folder: Path, **stages):
     kept = {}
     for name, changes in stages.items():
         kept[name] = values["stages"][name] | {"precision": "no"} | changes
+        if name == "edit" and "steps" in changes:
+            kept[name] |= {"foresight_steps": 0}
         if "edits" in changes:
             kept[name] |= {"foresight": 0.0, "foresight_steps": 0}
         if name == "edit" and "editor" not in changes:
@@ -191,8 +193,10 @@ def test_foresight_needs_places(run, tmp_path):
     blind = {"conditioning": {"source": "words"}, "vae": str(run / "vae" / "model")}
     with pytest.raises(RecipeError, match="foresight needs a model that sees a picture in one square view"):
         run_stage(_recipe(tmp_path, edit=blind), "edit", tmp_path, workers=0)
-    with pytest.raises(ValueError, match="learn the foresight alone"):
-        EditStage(steps=1, batch_size=1, foresight_steps=3)
+    with pytest.raises(ValueError, match="give `foresight` a weight"):
+        EditStage(steps=4, batch_size=1, foresight_steps=3)
+    with pytest.raises(ValueError, match="of 3 steps 3 are to learn the foresight alone"):
+        EditStage(steps=3, batch_size=1, foresight=1.0, foresight_steps=3)
 
 
 def test_some_are_told_the_plan_and_batches_are_alike_in_length(run, tmp_path):

@@ -16,7 +16,7 @@ import yaml
 from training.loop import faster_precision, learning_rate_factor
 from training.optim import MuonAdamW, build_optimizer, orthogonalised
 from training.pretrain import start
-from training.recipe import RECIPES, Optimizer, Recipe, load_recipe
+from training.recipe import RECIPES, EditStage, Optimizer, Recipe, load_recipe
 from training.runs import run_all, run_stage
 from vlm.answering import load
 
@@ -156,6 +156,15 @@ def test_the_schedule_rises_and_falls():
     peak = factors.index(1.0)
     assert factors[: peak + 1] == sorted(factors[: peak + 1])
     assert factors[stage.warmup_steps :] == sorted(factors[stage.warmup_steps :], reverse=True)
+
+
+def test_each_part_of_a_stage_has_its_own_rise_and_fall():
+    stage = EditStage(steps=50, batch_size=1, foresight=1.0, foresight_steps=20, warmup_steps=4)
+    factors = [learning_rate_factor(stage, step) for step in range(50)]
+    assert factors[3] == factors[23] == 1.0 and factors[0] == factors[20] == 0.25
+    assert factors[19] < 0.02 and factors[49] < 0.02
+    assert factors[4:20] == sorted(factors[4:20], reverse=True)
+    assert factors[24:] == sorted(factors[24:], reverse=True)
 
 
 def test_muon_steps_are_orthogonal_and_adamw_is_torchs():

@@ -83,10 +83,12 @@ def faster_precision(device: torch.device) -> str:
 
 
 def learning_rate_factor(stage: Schedule, step: int) -> float:
-    """Of the peak rate at `step` (from 0): linear warm-up, then a cosine to `final_learning_rate`."""
-    if step < stage.warmup_steps:
-        return (step + 1) / stage.warmup_steps
-    progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    """Of the peak rate at `step` (from 0): in each `Schedule.part` a linear warm-up, then a cosine to
+    `final_learning_rate`."""
+    first, end = stage.part(step)
+    if step - first < stage.warmup_steps:
+        return (step - first + 1) / stage.warmup_steps
+    progress = (step - first - stage.warmup_steps) / max(1, end - first - stage.warmup_steps)
     return stage.final_learning_rate + (1 - stage.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

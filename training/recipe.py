@@ -111,6 +111,10 @@ class Schedule(_Strict):
     compile: bool = False
     checkpoint_minutes: float = Field(5.0, gt=0)
 
+    def part(self, step: int) -> tuple[int, int]:
+        """The first step and the end of the part in which `step` is; each has its own warm-up and cosine."""
+        return 0, self.steps
+
 
 class Stage(Schedule):
     """A stage of the vision-language model: mixtures in turn, next-token loss.
@@ -256,7 +260,14 @@ class EditStage(Schedule):
         if self.lora and self.lora.fp8 and not (self.gradient_checkpointing and self.precision == "bf16"):
             raise ValueError("`lora.fp8` computes in bfloat16 and must not keep its weights in it for the gradients; "
                              "add `precision: bf16` and `gradient_checkpointing: true`")  # fmt: skip
+        if self.foresight_steps >= self.steps:
+            raise ValueError(f"of {self.steps} steps {self.foresight_steps} are to learn the foresight alone; leave "
+                             "some to the painter")  # fmt: skip
         return self
+
+    def part(self, step: int) -> tuple[int, int]:
+        alone = step < self.foresight_steps
+        return (0, self.foresight_steps) if alone else (self.foresight_steps, self.steps)
 
 
 class Model(_Strict):
