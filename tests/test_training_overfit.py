@@ -64,7 +64,7 @@ def test_all_weights(home):
     losses = _losses(home / "all", "edit", **SMALL, edits=str(home / "ten"), vae=str(home / "vae" / "model"),
                      steps=400, optimizer=_muon(0.02))  # fmt: skip
     # It begins low, for all that stays is right from the start.
-    assert losses[0] > 0.25 and sum(losses[-20:]) / 20 < 0.02, losses[::20]
+    assert sum(losses[-20:]) / 20 < min(0.02, losses[0] / 10), losses[::20]
 
 
 def test_adapters(home):
