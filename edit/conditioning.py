@@ -67,7 +67,13 @@ class Conditioning:
                 f"padded_tokens is {self.padded_tokens}, max_tokens {self.max_tokens}; pad to at least max_tokens, "
                 f"or to 0 for no padding."
             )
-        if "{plan}" not in self.planned:
+        try:
+            told = self.with_plan("", "\0")
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
+            raise ConditioningError(
+                f"planned is {self.planned!r}, no template ({error}); it may name {{instruction}} and {{plan}}."
+            ) from error
+        if "\0" not in told:
             raise ConditioningError(f"planned is {self.planned!r}, without the plan; put '{{plan}}' where it comes.")
         if self.view_side and self.source != "picture":
             raise ConditioningError(

@@ -41,6 +41,16 @@ def one_ssl_context():
         yield
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """A finished tiny editor, with its autoencoder; what tests add to the folder has a name of its own."""
+    from edit_recipe import train_small_editor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.edit.SHEET_STEPS", 1)
+        return train_small_editor(tmp_path_factory.mktemp("editor"))
+
+
 @pytest.fixture
 def script(monkeypatch):
     """The app's model replaced by a `Script`, and every word of it sent to the page at once."""

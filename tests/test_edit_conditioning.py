@@ -136,6 +136,9 @@ def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
         ('{"max_tokens": 9, "padded_tokens": 8}', "pad to at least max_tokens"),
         ('{"source": "eyes"}', "source is 'eyes'"),
         ('{"planned": "{instruction}"}', "without the plan"),
+        ('{"planned": "{plan} {x}"}', "no template .*it may name {instruction} and {plan}"),
+        ('{"planned": "{plan}}"}', "no template"),
+        ('{"planned": 3}', "planned is 3"),
         ('{"source": "words", "view_side": 4}', "no picture to place; use 0"),
     ],
 )

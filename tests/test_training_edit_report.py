@@ -1,0 +1,152 @@
+"""Reports of an editor, their comparison by what it was told, and how it is shipped."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from edit_recipe import ROOT, small_recipe
+
+from edit import EditPipeline
+from edit.inputs import EditError
+from edit.loading import load_editor
+from training.edit_publish import publish_editor
+from training.edit_report import compare_edit_reports, edit_report, print_edit_report
+from training.edit_thought import Thinking
+from training.recipe import RecipeError
+from training.runs import run_stage, told_otherwise
+from training.world.edits import EDIT_FAMILIES, draw_edit
+from vlm.answering import CHECKPOINTS_VARIABLE, load
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_sheets():
+    """The sheets that are drawn while training need not be good to look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.edit.SHEET_STEPS", 1)
+        yield
+
+
+def test_the_report_has_every_family_and_the_ceiling(small_run, tmp_path):
+    summary = edit_report(str(small_run / "edit" / "model"), samples=1, steps=1, out=tmp_path)
+    for families in ("families", "held_out_families"):
+        assert tuple(summary[families]) == EDIT_FAMILIES
+        for figures in summary[families].values():
+            assert figures["n"] == 1 and 0 <= figures["success"] <= 1 and 0 <= figures["preservation"] <= 1
+            assert 0 <= figures["ceiling"] <= 1 and figures["ceiling_psnr"] > 0
+    assert 0 <= summary["mean"] <= 1 and 0 <= summary["held_out_compositions"] <= 1
+    assert (tmp_path / "edits.png").stat().st_size > 1000
+    assert len((tmp_path / "edits.jsonl").read_text().splitlines()) == 2 * len(EDIT_FAMILIES)
+    with pytest.raises(ValueError, match="no split named 'train'"):
+        edit_report(str(small_run / "edit" / "model"), samples=1, splits=("train",))
+
+
+def test_thinking_is_reported_with_its_cost(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.edit_report.EDIT_FAMILIES", ("remove",))
+
+    def answers(pipeline):  # the plan; then a number for each of two candidates, and a verdict on the better one
+        script = iter(["nothing", "3", "7", "retry", "9", "1", "accept"] * 2)
+        return lambda conversation: next(script)
+
+    monkeypatch.setattr("training.edit_thought.own_model", answers)
+    thinking = Thinking(plan=True, candidates=2, reflections=2)
+    summary = edit_report(str(small_run / "edit" / "model"), 2, ("test",), 1, None, 1, tmp_path, thinking)
+    figures = summary["test_thinking"]
+    assert figures["painted_per_edit"] == 4 and figures["seconds_per_edit"] > 0 and figures["plans_right"] == 0
+    assert figures["verdicts"] == {"accept": 2, "retry": 2}
+    rows = [json.loads(line) for line in (tmp_path / "edits.jsonl").read_text().splitlines()]
+    assert [(row["plan"], row["painted"]) for row in rows] == [("nothing", 4)] * 2
+    # What a faultless judge would reach is at least what was reached.
+    assert all(row["any"] >= row["success"] for row in rows)
+    print_edit_report(summary, as_json=False)
+
+
+def test_thinking_about_nothing_is_the_plain_report(small_run):
+    assert not Thinking().asked and Thinking(plan=True).asked and Thinking(candidates=2).asked
+    with pytest.raises(EditError, match="seeds is 0"):
+        edit_report(str(small_run / "edit" / "model"), 1, ("test",), 1, thinking=Thinking(candidates=0))
+
+
+@pytest.fixture(scope="module")
+def told(small_run) -> dict[str, Path]:
+    """The same editor on each of the three kinds of embeddings, by the one switch."""
+    recipe = small_recipe(small_run, vae={}, edit={"steps": 2, "vae": str(small_run / "vae" / "model")})
+    editors = {"picture": small_run / "edit" / "model"}
+    for source in ("instruction", "words"):
+        changed, stage = told_otherwise(recipe, source)
+        editors[source] = run_stage(changed, stage, small_run, workers=0)
+    return editors
+
+
+def test_what_the_painter_is_told_is_one_switch(told, small_run):
+    assert told["words"] == small_run / "edit_words" / "model"
+    recipe = small_recipe(small_run, edit={})
+    assert told_otherwise(recipe, "picture") == (recipe, "edit")
+    embeddings = {}
+    for source, folder in told.items():
+        pipeline = EditPipeline.from_pretrained(folder)
+        assert pipeline.conditioning.source == source and bool(pipeline.conditioning.view_side) == (source == "picture")
+        pictures = [draw_edit(seed, "test", size=64).before for seed in range(2)]
+        embeddings[source] = pipeline.encode_prompt(pictures, ["make the star red"] * 2)
+    assert len(embeddings["picture"][0]) > len(embeddings["words"][0]) == len(embeddings["instruction"][0])
+    for source, (one, other) in embeddings.items():
+        assert torch.allclose(one, other, atol=1e-4) == (source != "picture"), source
+    assert not torch.allclose(embeddings["instruction"][0], embeddings["words"][0], atol=0.1)
+
+
+def test_editors_are_compared_in_one_table(told, capsys):
+    arguments = (1, ("test",), 1, None, 12)
+    summary = edit_report(str(told["picture"]), *arguments)
+    summary |= compare_edit_reports([str(told["instruction"]), str(told["words"])], *arguments)
+    assert [summary["source"], *(other["source"] for other in summary["against"])] == [
+        "picture",
+        "instruction",
+        "words",
+    ]
+    print_edit_report(summary, as_json=True)
+    printed = capsys.readouterr().out
+    assert "success by what the editor is told" in printed
+    read = json.loads(printed.splitlines()[-1])
+    assert all(tuple(other["families"]) == EDIT_FAMILIES for other in read["against"])
+
+
+def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch):
+    recipe = small_recipe(small_run, vae={}, edit={})
+    shutil.copytree(ROOT / "checkpoints" / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("editor", "vae"))
+    report = tmp_path / "report.txt"
+    report.write_text("a table\n" + json.dumps(edit_report(str(small_run / "edit" / "model"), 1, ("test",), 1)) + "\n")
+    out = publish_editor(recipe, small_run, tmp_path / "mini" / "editor", report)
+    monkeypatch.setenv(CHECKPOINTS_VARIABLE, str(tmp_path))
+    shipped, original = load_editor("mini"), EditPipeline.from_pretrained(small_run / "edit" / "model")
+    for name in ("transformer", "connector", "vae"):
+        for a, b in zip(getattr(shipped, name).parameters(), getattr(original, name).parameters(), strict=True):
+            assert torch.equal(a, b.bfloat16().float())
+    card = (out / "README.md").read_text()
+    weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
+    assert "`python -m training edit --recipe test`" in card and "| recolour |" in card and "12 pairs" in card
+
+    # Nothing is left behind, nor is what was there lost, where there is too much to ship.
+    monkeypatch.setattr("training.publish.MOST_BYTES", 18_000_000)
+    with pytest.raises(RecipeError, match=r"would hold 1[89]\.\d MB, at most 18 MB"):
+        publish_editor(recipe, small_run, out)
+    assert weights.exists() and not (tmp_path / "mini" / "editor.partial").exists()
+
+
+def test_an_editor_that_cannot_be_shipped_is_refused(small_run, tmp_path):
+    recipe = small_recipe(small_run, vae={}, edit={})
+    with pytest.raises(RecipeError, match="no editor's stage 'sft'; it has edit"):
+        publish_editor(recipe, small_run, tmp_path / "mini" / "editor", stage="sft")
+    with pytest.raises(RecipeError, match="finish `python -m training edit --recipe test`"):
+        publish_editor(recipe, tmp_path, tmp_path / "mini" / "editor")
+    with pytest.raises(RecipeError, match="Publish that first"):
+        publish_editor(recipe, small_run, tmp_path / "mini" / "editor")
+    model, processor = load("mini")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "mini")
+    with pytest.raises(RecipeError, match="trained with another model"):
+        publish_editor(recipe, small_run, tmp_path / "mini" / "editor")
