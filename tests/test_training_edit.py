@@ -1,6 +1,7 @@
 """The editor's stages: autoencoder, frozen and joint training, adapters; they learn, resume, and refuse bad starts."""
 
 import json
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from edit_recipe import CONDITIONING, PAINTER, ROOT, small_recipe
+from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from edit import EditPipeline
@@ -230,9 +232,23 @@ def test_what_is_missing_is_named(small_run, tmp_path):
         del values["stages"]["edit"][next(iter(change))]
 
 
-def test_a_cache_of_other_models_is_refused(small_run, tmp_path):
-    stage = {"vae": str(small_run / "vae" / "model"), "steps": 1}
-    run_stage(small_recipe(tmp_path, edit=stage), "edit", tmp_path, workers=0)
-    (tmp_path / "edit" / "model").rename(tmp_path / "earlier")
-    with pytest.raises(ValueError, match="was made with another pairs"):
-        run_stage(small_recipe(tmp_path, edit=stage | {"pairs": 13}), "edit", tmp_path, workers=0)
+def test_a_cache_of_other_models_is_refused_and_one_of_fewer_pairs_goes_on(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.edit_pairs.SHARD", 8)
+    stage = {"vae": str(small_run / "vae" / "model"), "steps": 1, "planned": 0.5, "dense": 0.5}
+
+    def train(**changes):
+        if (tmp_path / "edit" / "model").exists():
+            shutil.rmtree(tmp_path / "edit" / "model")
+        run_stage(small_recipe(tmp_path, edit=stage | changes), "edit", tmp_path, workers=0)
+        shards = sorted((tmp_path / "edit" / "cache").glob("*.safetensors"))
+        return [load_file(shard) for shard in shards], [shard.stat().st_mtime_ns for shard in shards]
+
+    (first, _) = train(pairs=12)
+    (more, made) = train(pairs=20)
+    assert [len(shard) // 6 for shard in first] == [8, 4] and [len(shard) // 6 for shard in more] == [8, 8, 4]
+    for before, after in zip(first, more, strict=False):
+        for name, tensor in before.items():
+            torch.testing.assert_close(after[name], tensor, atol=2e-3, rtol=2e-2)
+    assert train(pairs=10)[1] == made, "there are enough"
+    with pytest.raises(ValueError, match="was made with another dense"):
+        train(dense=0.4)

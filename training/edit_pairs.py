@@ -117,12 +117,15 @@ def build_cache(
     Args:
         multiple: pixels that the sides of an edited picture are a multiple of.
 
+    A folder of the same pairs, fewer or more of them, is one to go on with.
+
     Raises:
         ValueError: the folder was made with other models, pairs or settings.
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder / "cache.json", pairs, model, vae, conditioning)
+    state.wait_for_everyone()
     shards = range(-(-len(pairs) // SHARD))
     missing = [s for s in shards if not (folder / _shard_name(s)).exists()][state.process_index :: state.num_processes]
     console = Console(stderr=True, quiet=not state.is_main_process)
@@ -152,7 +155,14 @@ def _encoded(batch: list[Pair], stage: EditStage, multiple: int, model, processo
     told = {"embedding": [pair.instruction for pair in batch], "unconditional": [""] * len(batch)}
     if stage.planned:
         told["planned"] = [pair.planned(conditioning) for pair in batch]
-    made = {name: embed(model, processor, before, words, conditioning) for name, words in told.items()}
+    # A picture that is told the same twice is read once, and texts of a length together: padding is read too.
+    texts = sorted(
+        {text for words in told.values() for text in enumerate(words)}, key=lambda text: (len(text[1]), text)
+    )
+    made = {}
+    for part in (texts[start : start + PAIRS_AT_ONCE] for start in range(0, len(texts), PAIRS_AT_ONCE)):
+        words = [words for _, words in part]
+        made |= zip(part, embed(model, processor, [before[i] for i, _ in part], words, conditioning), strict=True)
     for i, pair in enumerate(batch):
         size = target_size(*pair.before.size, stage.size, multiple)
         reference, target = encode(vae, to_pixels([pair.before, pair.after], size)).half().cpu()
@@ -161,7 +171,7 @@ def _encoded(batch: list[Pair], stage: EditStage, multiple: int, model, processo
         if pair.changed is not None:
             mask = torch.from_numpy(pair.changed).float()[None, None]
             changed = functional.adaptive_max_pool2d(mask, grid)[0, 0].half()
-        embeddings = {name: rows[i].half().cpu().contiguous() for name, rows in made.items()}
+        embeddings = {name: made[i, words[i]].half().cpu().clone() for name, words in told.items()}
         yield {"reference": reference.contiguous(), "target": target.contiguous(), "changed": changed.flatten(),
                **embeddings}  # fmt: skip
 
@@ -174,16 +184,16 @@ def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning
         "seed": pairs.seed, "conditioning": conditioning.to_dict(), "vision_language": _digest(model),
         "vae": _digest(vae), "planned": bool(stage.planned), "dense": stage.dense,
     }  # fmt: skip
-    if not path.exists():
-        if PartialState().is_main_process:
-            path.write_text(json.dumps(made_with), encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if different := [key for key in made_with if before.get(key) != made_with[key]]:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else made_with | {"pairs": 0}
+    if different := [key for key in made_with if key != "pairs" and before.get(key) != made_with[key]]:
         raise ValueError(
             f"{path.parent} was made with another {' and '.join(different)}; remove it to encode the pairs again, or "
             f"train in another folder with --out."
         )
+    if before["pairs"] < len(pairs) and PartialState().is_main_process:
+        if before["pairs"] % SHARD:  # the last file is not a whole one
+            (path.parent / _shard_name(before["pairs"] // SHARD)).unlink(missing_ok=True)
+        path.write_text(json.dumps(made_with), encoding="utf-8")
 
 
 def _digest(model: torch.nn.Module) -> str:
