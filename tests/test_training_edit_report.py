@@ -123,6 +123,7 @@ def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch)
     for name in ("transformer", "connector", "vae"):
         for a, b in zip(getattr(shipped, name).parameters(), getattr(original, name).parameters(), strict=True):
             assert torch.equal(a, b.bfloat16().float())
+    assert not [path for path in out.rglob("*.json") if str(tmp_path.parent) in path.read_text()], "a machine's path"
     card = (out / "README.md").read_text()
     weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card

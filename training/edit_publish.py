@@ -85,6 +85,7 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, vision_language=beside)
+    _forget_paths(partial)
     (partial / "README.md").write_text(_card(recipe, run, stage, pipeline, partial, report), encoding="utf-8")
     try:
         check_size(out.parent, instead_of=out)
@@ -94,6 +95,14 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
     return out
+
+
+def _forget_paths(folder: Path) -> None:
+    """diffusers writes where each part was loaded from, a path of this machine."""
+    for path in folder.rglob("*.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_model(pipeline: EditPipeline, shipped: Path) -> None:
