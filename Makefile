@@ -22,7 +22,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 demo: $(INSTALLED)
 	@$(BIN)/python app.py --host 127.0.0.1 --port 7860
 
-# Models this small gain nothing from a second thread: two workers take half the time of one.
+# Models this small gain little from a second thread; a second worker is worth more.
 test: $(INSTALLED_DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
