@@ -18,9 +18,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from edit.conditioning import attention_bias, embed, pad
+from edit.conditioning import embed, pad, text_stream
 from edit.flow import restore_reference_output, set_schedule, skip_reference_output, velocity
-from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, text_ids, unpack
+from edit.latents import decode, encode, image_ids, pack, target_size, unpack
 from edit.pipeline import EditPipeline
 
 # Of the first block's change between two steps; below it, the other blocks' last result is used again.
@@ -75,43 +75,43 @@ def edit_plainly(
     With all of `devices` it does the pipeline's work, with none of them the reference algorithm's.
     """
     transformer, connector, vae = pipeline.transformer, pipeline.connector, pipeline.vae
-    guidance, padded = pipeline.config.guidance_scale, pipeline.conditioning.padded_tokens
+    config, padded = pipeline.config, pipeline.conditioning.padded_tokens
     switch = skip_reference_output if devices.noisy_half_only else restore_reference_output
     switch(transformer)
 
     pairs = [picture, picture], [instruction, ""]
     embeddings = embed(pipeline.vision_language_model, pipeline.processor, *pairs, pipeline.conditioning)
-    size = target_size(*picture.size, pipeline.config.size_levels[0], pipeline.vae_scale_factor * PACKING)
+    size = target_size(*picture.size, pipeline.config.size_levels[0], pipeline.token_pixels)
     pixels = pipeline.image_processor.preprocess(picture.resize(size, Image.Resampling.LANCZOS))
-    reference = pack(encode(vae, pixels))
+    reference = pack(encode(vae, pixels), config.packing)
     width, height = (side // pipeline.vae_scale_factor for side in size)
-    ids = image_ids(height, width, pipeline.config.reference_index)
-    skip = pipeline.config.reference_skip
+    ids = image_ids(height, width, config.reference_index, packing=config.packing)
     shape = (1, vae.config.latent_channels, height, width)
-    latents = pack(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    latents = pack(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), config.packing)
 
     timesteps = set_schedule(pipeline.scheduler, steps, latents.shape[1])
     together = [embeddings] if devices.branches_together else [embeddings[:1], embeddings[1:]]
     branches = []
     for own in together:
         hidden, mask = pad(own, padded, collapse=devices.one_padding_token)
-        bias = attention_bias(mask, 2 * latents.shape[1], padded)
+        stream = text_stream(mask, height, width, pipeline.conditioning, config.packing)
         refined = pipeline.refine(hidden, mask, timesteps / 1000) if devices.refined_beforehand else None
-        branches.append((hidden, mask, bias, refined))
+        branches.append((hidden, mask, stream, refined))
     for number, timestep in enumerate(timesteps):
         predictions = []
-        for hidden, mask, bias, refined in branches:
+        for hidden, mask, (given, told, bias), refined in branches:
             rows = len(hidden)
-            told = text_ids(hidden.shape[1], height, width, pipeline.conditioning.view_side)
             level = (timestep / 1000).expand(rows)
             text, pooled = refined[number] if refined else connector(hidden, level, mask)
             noisy, picture_tokens = latents.expand(rows, -1, -1), reference.expand(rows, -1, -1)
-            predictions.append(velocity(transformer, noisy, picture_tokens, level, text, pooled, ids, told, bias, skip))
+            streams = (noisy, picture_tokens, level, text[:, given], pooled, ids, told, bias)
+            predictions.append(velocity(transformer, *streams, config.reference_skip, config.reference_channels))
         wanted, unwanted = torch.cat(predictions).chunk(2)
-        predicted = unwanted + guidance * (wanted - unwanted)
+        predicted = unwanted + config.guidance_scale * (wanted - unwanted)
         latents = pipeline.scheduler.step(predicted, timestep, latents, return_dict=False)[0]
     skip_reference_output(transformer)
-    return pipeline.image_processor.postprocess(decode(vae, unpack(latents, height, width)), output_type="pt")[0]
+    pixels = decode(vae, unpack(latents, height, width, config.packing))
+    return pipeline.image_processor.postprocess(pixels, output_type="pt")[0]
 
 
 def measure(

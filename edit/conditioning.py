@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from edit.latents import PACKING, text_ids
+
 # What the painter may be told: everything; the instruction read without the picture; or the bare embeddings of its
 # words, which no layer of the model has read.
 SOURCES = ("picture", "instruction", "words")
@@ -38,6 +40,8 @@ class Conditioning:
         source: one of `SOURCES`.
         view_side: tokens a side of the one square view in which the model sees every picture; they then stand at their
             places, see `latents.text_ids`. 0 as in Step1X-Edit, and for a model that cuts pictures into several views.
+        only_places: whether those tokens are all that the transformer is given. The connector has then put into them
+            what the text says of their places, and the transformer's stream is as short as that, whatever is said.
         skipped_layers: of the model, from its end. Its last states are there to say the next word; a small model's
             middle ones know more of what was read. They come before the model's last norm and get one without weights.
         planned: what the painter is told where the edit was planned, of `{instruction}` and `{plan}`.
@@ -49,6 +53,7 @@ class Conditioning:
     padded_tokens: int = 0
     source: str = "picture"
     view_side: int = 0
+    only_places: bool = False
     skipped_layers: int = 0
     planned: str = "{instruction} {plan}"
 
@@ -78,6 +83,10 @@ class Conditioning:
         if self.view_side and self.source != "picture":
             raise ConditioningError(
                 f"view_side is {self.view_side}, but the source {self.source!r} has no picture to place; use 0."
+            )
+        if self.only_places and not self.view_side:
+            raise ConditioningError(
+                "only_places leaves nothing of a picture without places; give its view_side, or leave only_places out."
             )
 
     @classmethod
@@ -250,3 +259,28 @@ def attention_bias(
     weight = (wanted / present.clamp(min=1)).log()[:, None].expand(seen.shape)
     text = torch.where(seen, torch.zeros_like(weight), weight)
     return functional.pad(text, (0, image_tokens))[:, None, None].to(dtype)
+
+
+def text_stream(
+    attention_mask: torch.Tensor,
+    height: int,
+    width: int,
+    conditioning: Conditioning,
+    packing: int = PACKING,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[slice, torch.Tensor, torch.Tensor | None]:
+    """What of the connector's tokens the transformer is given, beside latents of this height and width.
+
+    Args:
+        attention_mask: (batch, tokens) from `pad`.
+
+    Returns:
+        which tokens; their `latents.text_ids`; and their `attention_bias`, or None.
+    """
+    tokens, device = attention_mask.shape[1], attention_mask.device
+    ids = text_ids(tokens, height, width, conditioning.view_side, device, packing)
+    if conditioning.only_places:
+        places = slice(1, 1 + conditioning.view_side**2)
+        return places, ids[places], None  # every text has them all, so that there is no padding
+    image_tokens = 2 * (height // packing) * (width // packing)
+    return slice(None), ids, attention_bias(attention_mask, image_tokens, conditioning.padded_tokens, dtype)

@@ -62,6 +62,7 @@ def velocity(
     txt_ids: torch.Tensor,
     attention_bias: torch.Tensor | None = None,
     reference_skip: bool = False,
+    reference_channels: bool = False,
 ) -> torch.Tensor:
     """The predicted velocity of the noisy tokens, in training and in sampling.
 
@@ -76,12 +77,18 @@ def velocity(
         reference_skip: the transformer predicts what is to be added to the velocity of an unchanged picture,
             (x_t - reference) / t; a skip connection as in EDM (arXiv 2206.00364, section 5). What stays as it is then
             costs no learning, which a painter of hours cannot afford; Step1X-Edit has none.
+        reference_channels: every noisy token comes with the reference's of its place in further channels, as in
+            InstructPix2Pix (arXiv 2211.09800, section 3.2), and those of the reference with their own: what it looks
+            like where it paints is then found without attention. The reference stands on the sequence axis too.
 
     Returns:
         (batch, tokens, channels).
     """
+    tokens = torch.cat([latents, reference], 1)
+    if reference_channels:
+        tokens = torch.cat([tokens, reference.repeat(1, 2, 1)], 2)
     output = transformer(
-        hidden_states=torch.cat([latents, reference], 1),
+        hidden_states=tokens,
         encoder_hidden_states=encoder_hidden_states,
         pooled_projections=pooled_projections,
         timestep=level,

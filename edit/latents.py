@@ -5,7 +5,7 @@ import math
 import torch
 from diffusers import AutoencoderKL
 
-# Latents go in 2x2 squares, one token each.
+# Latents go in squares, one token each; of Step1X-Edit this many a side.
 PACKING = 2
 
 
@@ -25,47 +25,50 @@ def vae_scale(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def pack(latents: torch.Tensor) -> torch.Tensor:
-    """(batch, channels, height, width) to (batch, height / 2 * width / 2, channels * 4), row by row."""
+def pack(latents: torch.Tensor, packing: int = PACKING) -> torch.Tensor:
+    """(batch, channels, height, width) to (batch, height / packing * width / packing, channels * packing²), by rows."""
     batch, channels, height, width = latents.shape
-    squares = latents.unflatten(2, (height // PACKING, PACKING)).unflatten(4, (width // PACKING, PACKING))
-    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PACKING**2)
+    squares = latents.unflatten(2, (height // packing, packing)).unflatten(4, (width // packing, packing))
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * packing**2)
 
 
-def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def unpack(tokens: torch.Tensor, height: int, width: int, packing: int = PACKING) -> torch.Tensor:
     """What `pack` took apart; `height` and `width` are those of the latents."""
-    squares = tokens.unflatten(1, (height // PACKING, width // PACKING)).unflatten(3, (-1, PACKING, PACKING))
+    squares = tokens.unflatten(1, (height // packing, width // packing)).unflatten(3, (-1, packing, packing))
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
 
 
-def by_place(tokens: torch.Tensor, height: int, width: int, side: int) -> torch.Tensor:
-    """(batch, tokens, channels), packed, to (batch, side², tokens of a place, channels), for side x side equal places.
+def by_place(latents: torch.Tensor, side: int) -> torch.Tensor:
+    """(batch, channels, height, width) to (batch, side², latents of a place, channels), for side x side equal places.
 
-    Places come row by row, as the tokens in each of them.
+    Places come row by row, as the latents in each of them.
     """
-    grid = tokens.unflatten(1, (side, height // PACKING // side, side, width // PACKING // side))
-    return grid.transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    height, width = latents.shape[-2:]
+    grid = latents.unflatten(3, (side, width // side)).unflatten(2, (side, height // side))
+    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 
 
-def position_ids(height: int, width: int, index: int = 0, device: torch.device | str | None = None) -> torch.Tensor:
-    """(height / 2 * width / 2, 3): `index`, row and column of every token of latents that large."""
-    rows = torch.arange(height // PACKING, device=device)
-    columns = torch.arange(width // PACKING, device=device)
+def position_ids(height: int, width: int, index: int = 0, device=None, packing: int = PACKING) -> torch.Tensor:
+    """(height / packing * width / packing, 3): `index`, row and column of every token of latents that large."""
+    rows = torch.arange(height // packing, device=device)
+    columns = torch.arange(width // packing, device=device)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
     return torch.cat([torch.full_like(grid[:, :1], index), grid], 1).float()
 
 
-def image_ids(height: int, width: int, reference_index: int = 0, device=None) -> torch.Tensor:
+def image_ids(height: int, width: int, reference_index: int = 0, device=None, packing: int = PACKING) -> torch.Tensor:
     """(tokens, 3), the noisy tokens' positions and then the reference's.
 
     `reference_index` is the first position of the reference: 0 in Step1X-Edit, where both halves share theirs, and 1
     from version 1.1 on.
     """
-    noisy = position_ids(height, width, 0, device)
-    return torch.cat([noisy, position_ids(height, width, reference_index, device)])
+    noisy = position_ids(height, width, 0, device, packing)
+    return torch.cat([noisy, position_ids(height, width, reference_index, device, packing)])
 
 
-def text_ids(tokens: int, height: int, width: int, view_side: int = 0, device=None) -> torch.Tensor:
+def text_ids(
+    tokens: int, height: int, width: int, view_side: int = 0, device=None, packing: int = PACKING
+) -> torch.Tensor:
     """(tokens, 3), the positions of the text stream beside latents that large: all at the origin, as in Step1X-Edit.
 
     With a `view_side` the tokens of the picture, behind their opening mark, stand at their places in it: what the model
@@ -74,7 +77,7 @@ def text_ids(tokens: int, height: int, width: int, view_side: int = 0, device=No
     ids = torch.zeros(tokens, 3, device=device)
     if view_side:
         sides = [
-            (torch.arange(view_side, device=device) + 0.5) * (length // PACKING) / view_side - 0.5
+            (torch.arange(view_side, device=device) + 0.5) * (length // packing) / view_side - 0.5
             for length in (height, width)
         ]
         ids[1 : 1 + view_side**2, 1:] = torch.cartesian_prod(*sides)

@@ -12,12 +12,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from edit.conditioning import Conditioning, attention_bias, embed, pad
+from edit.conditioning import Conditioning, embed, pad, text_stream
 from edit.connector import EditConnector
 from edit.flow import noised, set_schedule, skip_reference_output, velocity
 from edit.inputs import CALLBACK_TENSORS, Inputs, Judge
 from edit.jobs import Job, batches, best
-from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, text_ids, unpack, vae_scale
+from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, unpack, vae_scale
 from edit.lora import EditLoraMixin
 from vlm.answering import load
 from vlm.pictures import open_picture
@@ -44,9 +44,11 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         vae, transformer, connector, scheduler: the painter; see `edit.configuration` for the two scales.
         vision_language_model, processor: the model that reads picture and instruction, ours or Qwen2.5-VL.
         conditioning: the values of a `Conditioning`.
+        packing: latents a side of a token.
         size_levels: the sizes in which pictures are edited; level n is about n² pixels.
         reference_index: first position of the reference tokens, see `latents.image_ids`.
-        reference_skip: whether the transformer predicts the change alone, see `flow.velocity`.
+        reference_skip: whether the transformer predicts the change alone; and reference_channels, whether the reference
+            stands in its channels too: see `flow.velocity`.
         damped_above, damping: above this noise level the guidance is divided by the length of what it adds a token,
             where that is above 1, to the power `damping`; 1 for never.
         num_inference_steps, guidance_scale: what a call uses that does not say.
@@ -70,6 +72,8 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         size_levels: list[int] | None = None,
         reference_index: int = 0,
         reference_skip: bool = False,
+        reference_channels: bool = False,
+        packing: int = PACKING,
         damped_above: float = 1.0,
         damping: float = 0.4,
         num_inference_steps: int = 28,
@@ -89,6 +93,8 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
             size_levels=list(size_levels or SIZE_LEVELS),
             reference_index=reference_index,
             reference_skip=reference_skip,
+            reference_channels=reference_channels,
+            packing=packing,
             damped_above=damped_above,
             damping=damping,
             num_inference_steps=num_inference_steps,
@@ -97,7 +103,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         )
         self.conditioning = Conditioning(**(conditioning or {}))
         self.vae_scale_factor = vae_scale(vae)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * PACKING)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.token_pixels)
         self._interrupt = False
         skip_reference_output(transformer)
 
@@ -110,6 +116,11 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
     def conditioning(self, value: Conditioning) -> None:
         self._conditioning = value
         self.register_to_config(conditioning=value.to_dict())
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels a side of one token; the sides of an edited picture are multiples of it."""
+        return self.vae_scale_factor * self.config.packing
 
     @property
     def num_timesteps(self) -> int:
@@ -237,7 +248,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
             negative_prompt_embeds = self.encode_prompt(pictures, call.negatives, batch_size)
         jobs = []
         for index, picture in enumerate(pictures):
-            size = target_size(*picture.size, size_level or self._level(picture), self.vae_scale_factor * PACKING)
+            size = target_size(*picture.size, size_level or self._level(picture), self.token_pixels)
             noise = [self._draw(size, draw) for draw in call.generators(index)]
             jobs.append(Job(picture, size, prompt_embeds[index], negative_prompt_embeds[index], noise))
 
@@ -277,7 +288,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         """The noise of one result, packed (1, tokens, channels) in float32, whatever else is drawn in the call."""
         width, height = (side // self.vae_scale_factor for side in size)
         shape = (1, self.vae.config.latent_channels, height, width)
-        return pack(randn_tensor(shape, generator, self._execution_device, torch.float32))
+        return pack(randn_tensor(shape, generator, self._execution_device, torch.float32), self.config.packing)
 
     def _denoise(self, jobs: list[Job], batch: list[tuple[int, int]], call: Inputs, bar, callback) -> torch.Tensor:
         """The finished latents of a batch of one size, (results, tokens, channels) in float32."""
@@ -289,7 +300,8 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         width, height = (side // self.vae_scale_factor for side in own[0].size)
         self._grid = (height, width)
 
-        reference = pack(encode(self.vae, self._pixels(own).to(device))).float()[rows]
+        packing = self.config.packing
+        reference = pack(encode(self.vae, self._pixels(own).to(device)), packing).float()[rows]
         noise = torch.cat([jobs[index].noise[seed] for index, seed in batch])
         timesteps = set_schedule(self.scheduler, call.steps, noise.shape[1], call.strength, device)
         levels = (timesteps / self.scheduler.config.num_train_timesteps).float()
@@ -304,10 +316,9 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         # Attention with a bias has no flash kernel on CUDA; there, padding is cheaper than a bias.
         hidden_states, mask = pad(branches, padded, collapse=device.type == "cpu")
         refined = self.refine(hidden_states, mask, levels)
-        bias = attention_bias(mask, 2 * noise.shape[1], padded, dtype)
+        given, told, bias = text_stream(mask, height, width, self.conditioning, packing, dtype)
         bias = None if bias is None else bias[rows]
-        ids = image_ids(height, width, self.config.reference_index, device)
-        told = text_ids(hidden_states.shape[1], height, width, self.conditioning.view_side, device)
+        ids = image_ids(height, width, self.config.reference_index, device, packing)
         copies = len(rows) // len(batch)
         reference = reference.to(dtype).repeat(copies, 1, 1)
 
@@ -320,12 +331,13 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
                     latents.to(dtype).repeat(copies, 1, 1),
                     reference,
                     level.expand(len(rows)),
-                    text[rows],
+                    text[rows, given],
                     pooled[rows],
                     ids,
                     told,
                     bias,
                     self.config.reference_skip,
+                    self.config.reference_channels,
                 ).float()
             if call.guided:
                 predicted = self._guide(*predicted.chunk(2), call.guidance, float(level))
@@ -379,7 +391,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         """What `output_type` asks for, one a result."""
         if output_type == "latent":
             return list(latents)
-        pixels = decode(self.vae, unpack(latents, *self._grid))
+        pixels = decode(self.vae, unpack(latents, *self._grid, self.config.packing))
         made = list(self.image_processor.postprocess(pixels.float(), output_type=output_type))
         if output_type == "pil":
             made = [
@@ -391,5 +403,5 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
     @torch.no_grad()
     def preview(self, latents: torch.Tensor) -> list[Image.Image]:
         """Pictures of the `latents` or `denoised` that a callback was given, in the size they are edited in."""
-        pixels = decode(self.vae, unpack(latents, *self._grid))
+        pixels = decode(self.vae, unpack(latents, *self._grid, self.config.packing))
         return self.image_processor.postprocess(pixels.float(), output_type="pil")

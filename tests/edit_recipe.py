@@ -10,7 +10,8 @@ from training.recipe import RECIPES, Recipe, load_recipe
 from training.runs import run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
-CONDITIONING = Conditioning(**PRESETS["mini"]["pipeline"]["conditioning"])
+OPTIONS = PRESETS["mini"]["pipeline"]
+CONDITIONING = Conditioning(**OPTIONS["conditioning"])
 PAINTER = {
     "connector": {"num_attention_heads": 2, "attention_head_dim": 32, "pooled_projection_dim": 32},
     "transformer": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32,

@@ -57,15 +57,21 @@ def test_size_levels_by_hand(picture, level, expected):
     assert target_size(*picture, level, 16) == expected
 
 
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
-def test_packing_is_lossless_and_row_by_row(batch, channels, rows, columns):
-    latents = torch.arange(batch * channels * rows * columns * 4.0).reshape(batch, channels, rows * 2, columns * 2)
-    tokens = pack(latents)
-    assert tokens.shape == (batch, rows * columns, channels * 4)
-    assert torch.equal(unpack(tokens, rows * 2, columns * 2), latents)
-    for number, (_, row, column) in enumerate(position_ids(rows * 2, columns * 2).int().tolist()):
-        square = latents[:, :, row * 2 : row * 2 + 2, column * 2 : column * 2 + 2]
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
+def test_packing_is_lossless_and_row_by_row(batch, channels, rows, columns, side):
+    height, width = rows * side, columns * side
+    latents = torch.arange(1.0 * batch * channels * height * width).reshape(batch, channels, height, width)
+    tokens = pack(latents, side)
+    assert tokens.shape == (batch, rows * columns, channels * side**2)
+    assert torch.equal(unpack(tokens, height, width, side), latents)
+    for number, (_, row, column) in enumerate(position_ids(height, width, packing=side).int().tolist()):
+        square = latents[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
         assert torch.equal(tokens[:, number], square.flatten(1))
+
+
+def test_two_latents_a_side_are_a_token_of_the_released_model():
+    latents = torch.randn(1, 4, 4, 6)
+    assert torch.equal(pack(latents), pack(latents, 2)) and torch.equal(image_ids(4, 6), image_ids(4, 6, packing=2))
 
 
 def test_the_reference_has_the_positions_of_the_noisy_half():
@@ -115,9 +121,10 @@ def test_the_mini_editor_fits_its_budget():
     assert sum(p.numel() for part in models for p in part.parameters()) * 2 < 30e6
     assert isinstance(parts["vae"], AutoencoderKL)
     text, pooled = parts["connector"](torch.randn(1, 5, 48), torch.tensor([0.5]))
-    tokens = torch.randn(1, 64, 64)
-    ids, told = image_ids(16, 16), text_ids(5, 16, 16)
-    predicted = velocity(parts["transformer"], tokens, tokens, torch.tensor([0.5]), text, pooled, ids, told)
+    tokens = torch.randn(1, 16, 256)
+    ids, told = image_ids(16, 16, packing=4), text_ids(5, 16, 16, packing=4)
+    level = torch.tensor([0.5])
+    predicted = velocity(parts["transformer"], tokens, tokens, level, text, pooled, ids, told, reference_channels=True)
     assert not predicted.any()
 
 
@@ -141,14 +148,15 @@ def test_a_fresh_painter_looks_at_its_own_place_in_the_reference():
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 def test_places_are_cut_from_the_grid(side, rows, columns):
-    height, width = 2 * side * rows, 2 * side * columns
-    tokens = position_ids(height, width)[None]
-    places = by_place(tokens, height, width, side)
-    assert places.shape == (1, side**2, rows * columns, 3)
+    height, width = side * rows, side * columns
+    latents = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))[None].float()
+    places = by_place(latents, side)
+    assert places.shape == (1, side**2, rows * columns, 2)
     for place in range(side**2):
-        own = places[0, place, :, 1:]
+        own = places[0, place]
         assert (own[:, 0] // rows).eq(place // side).all() and (own[:, 1] // columns).eq(place % side).all()
-    close(places.mean(2)[0], text_ids(1 + side**2, height, width, side)[1:])
+        assert torch.equal(own, torch.cartesian_prod(own[:, 0].unique(), own[:, 1].unique()))
+    close(places.mean(2)[0], text_ids(1 + side**2, height, width, side, packing=1)[1:, 1:])
 
 
 def test_the_view_stands_at_its_places():

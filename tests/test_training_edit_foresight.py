@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from edit_recipe import CONDITIONING, PAINTER, small_recipe
+from edit_recipe import CONDITIONING, OPTIONS, PAINTER, small_recipe
 
 from edit.configuration import mini_editor
-from edit.latents import pack
 from training.edit import Editor, EditSteps, Foresight
 from training.edit_pairs import EditCache
 from training.recipe import EditStage, RecipeError
@@ -19,8 +18,8 @@ def test_foresight_is_learnt_from_the_places_and_first_alone(small_run):
     steps = EditSteps(stage, EditCache(small_run / "edit" / "cache", stage.pairs), None, CONDITIONING, 0)
     assert [batch["foresight_alone"] for step in range(4) for batch in steps[step]] == [True, True, False, False]
 
-    foresight = Foresight(64, side=4, tokens=1, channels=64, weight=0.5)
-    editor = Editor(mini_editor(load("mini")[0], **PAINTER), CONDITIONING, False, 0, foresight=foresight)
+    foresight = Foresight(64, side=4, count=16, channels=16, weight=0.5)
+    editor = Editor(mini_editor(load("mini")[0], **PAINTER), OPTIONS, False, foresight)
     first, later = steps[0][0], steps[2][0]
     editor(first, 0.5).backward()
     assert all(p.grad is None for p in editor.transformer.parameters())
@@ -30,8 +29,8 @@ def test_foresight_is_learnt_from_the_places_and_first_alone(small_run):
     assert editor.connector.token_refiner.proj_in.weight.grad.any()
     # It is told of the place by that place's token alone, and of what changes there.
     torch.nn.init.zeros_(foresight.read[1].weight)
-    change = pack(later["target"]) - pack(later["reference"])
-    wrong = ((change.square().mean(-1) * later["weight"]).sum(1) / later["weight"].sum(1)).sum()
+    change = (later["target"] - later["reference"]).square().mean(1)
+    wrong = ((change * later["weight"]).sum((1, 2)) / later["weight"].sum((1, 2))).sum()
     foreseen = editor(later, 0.5)
     editor.foresight = None
     torch.testing.assert_close(foreseen - editor(later, 0.5), 0.5 * wrong)
@@ -39,17 +38,17 @@ def test_foresight_is_learnt_from_the_places_and_first_alone(small_run):
 
 @torch.no_grad()
 def test_the_place_of_a_change_is_told_by_the_token_at_that_place():
-    foresight = Foresight(8, side=2, tokens=4, channels=1, weight=1.0)
+    foresight = Foresight(8, side=2, count=4, channels=1, weight=1.0)
     foresight.read[1].weight.copy_(torch.ones(4, 8))
     text = torch.zeros(1, 9, 8)
     text[0, 1 + 2] = torch.tensor([2.0] * 4 + [1.0] * 4)  # the third place: bottom left
     change = torch.zeros(4, 4)
     change[2:, :2] = 1.0
-    weight = torch.ones(1, 16)
+    weight = torch.ones(1, 4, 4)
     foresight.read[0] = torch.nn.Identity()
     foresight.read[1].weight.fill_(1 / 12)
-    assert foresight(text, change.reshape(1, 16, 1), weight, 8, 8) < 1e-10
-    assert foresight(text, change.T.reshape(1, 16, 1), weight, 8, 8) > 0.1
+    assert foresight(text, change[None, None], weight) < 1e-10
+    assert foresight(text, change.T[None, None], weight) > 0.1
 
 
 def test_foresight_needs_places(small_run, tmp_path):

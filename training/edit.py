@@ -20,9 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from edit import EditPipeline
-from edit.conditioning import Conditioning, attention_bias, embed, pad
+from edit.conditioning import Conditioning, embed, pad, text_stream
 from edit.flow import flow_shift, noised, shifted, skip_reference_output, velocity
-from edit.latents import PACKING, by_place, image_ids, pack, text_ids, vae_scale
+from edit.latents import PACKING, by_place, image_ids, pack, unpack, vae_scale
 from training.edit_pairs import EditCache, Pairs, build_cache
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
@@ -114,42 +114,45 @@ class Foresight(nn.Module):
     Args:
         width: of the connector's tokens.
         side: places a side, `Conditioning.view_side`.
-        tokens, channels: of the latents, packed: how many there are in a place, and their width.
+        count, channels: of the latents: how many there are in a place, and their width.
         weight: of this loss beside the velocity's.
     """
 
-    def __init__(self, width: int, side: int, tokens: int, channels: int, weight: float):
+    def __init__(self, width: int, side: int, count: int, channels: int, weight: float):
         super().__init__()
-        self.side, self.shape, self.weight = side, (tokens, channels), weight
-        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens * channels))
+        self.side, self.shape, self.weight = side, (count, channels), weight
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count * channels))
         nn.init.zeros_(self.read[1].weight)
         nn.init.zeros_(self.read[1].bias)
 
-    def forward(self, text: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, height: int, width: int):
-        """Its squared error, weighted by token, summed over samples; see `Editor.forward`."""
+    def forward(self, text: torch.Tensor, change: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Its squared error, weighted by latent, summed over samples; see `Editor.forward`."""
         predicted = self.read(text[:, 1 : 1 + self.side**2]).unflatten(-1, self.shape)
-        error = (predicted.float() - by_place(change, height, width, self.side)).square().mean(-1).flatten(1)
-        return self.weight * _weighted(error, by_place(weight[..., None], height, width, self.side).flatten(1))
+        error = (predicted.float() - by_place(change, self.side)).square().mean(-1)
+        return self.weight * _weighted(error, by_place(weight[:, None], self.side)[..., 0])
 
 
 class Editor(nn.Module):
     """What is trained, with its loss inside one forward pass, and the averaged weights beside it."""
 
     def __init__(
-        self, parts: dict[str, nn.Module], conditioning: Conditioning, average: bool, reference_index: int = 0,
-        reference_skip: bool = False, foresight: Foresight | None = None,
+        self, parts: dict[str, nn.Module], options: dict, average: bool, foresight: Foresight | None = None,
     ):  # fmt: skip
+        """`options` are those of `EditPipeline`."""
         super().__init__()
         self.connector, self.transformer = parts["connector"], parts["transformer"]
-        self.conditioning = conditioning
-        self.reference_index, self.reference_skip = reference_index, reference_skip
+        self.conditioning = Conditioning(**options["conditioning"])
+        self.packing = options.get("packing", PACKING)
+        self.reference_index = options.get("reference_index", 0)
+        self.reference_skip = options.get("reference_skip", False)
+        self.reference_channels = options.get("reference_channels", False)
         if average:
             self.average = nn.ModuleDict({name: copy.deepcopy(parts[name]).requires_grad_(False) for name in PAINTERS})
         self.foresight = foresight
         skip_reference_output(self.transformer)
 
     def forward(self, batch: dict, mu: float, read=None) -> torch.Tensor:
-        """The squared error of the velocity, weighted by token, summed over samples; and that of the foresight.
+        """The squared error of the velocity, weighted by latent, summed over samples; and that of the foresight.
 
         Args:
             batch: see `EditSteps`; with `foresight_alone` the transformer has no part in it.
@@ -159,29 +162,29 @@ class Editor(nn.Module):
         embeddings = batch["embeddings"] if read is None else read(batch["pictures"], batch["instructions"])
         hidden, mask = pad(embeddings, self.conditioning.padded_tokens)
         height, width = batch["target"].shape[-2:]
-        target, noise, reference = (pack(batch[name]) for name in ("target", "noise", "reference"))
+        target, noise, reference = (pack(batch[name], self.packing) for name in ("target", "noise", "reference"))
         level = shifted(batch["normal"].sigmoid(), mu)  # logit-normal (arXiv 2403.03206, section 3.1)
         text, pooled = self.connector(hidden, level, mask)
         foreseen = 0.0
         if self.foresight is not None:
-            foreseen = self.foresight(text, target - reference, batch["weight"], height, width)
+            foreseen = self.foresight(text, batch["target"] - batch["reference"], batch["weight"])
             if batch["foresight_alone"]:
                 # Processes that share their gradients wait for those of all weights.
                 shared = PartialState().num_processes > 1
                 return foreseen + 0.0 * sum(p.sum() for p in self.transformer.parameters()) if shared else foreseen
-        bias = attention_bias(mask, 2 * target.shape[1], self.conditioning.padded_tokens, hidden.dtype)
-        ids = image_ids(height, width, self.reference_index, target.device)
-        told = text_ids(hidden.shape[1], height, width, self.conditioning.view_side, target.device)
+        given, told, bias = text_stream(mask, height, width, self.conditioning, self.packing, hidden.dtype)
+        ids = image_ids(height, width, self.reference_index, target.device, self.packing)
         predicted = velocity(
-            self.transformer, noised(target, noise, level), reference, level, text, pooled, ids, told, bias,
-            self.reference_skip,
+            self.transformer, noised(target, noise, level), reference, level, text[:, given], pooled, ids, told, bias,
+            self.reference_skip, self.reference_channels,
         )  # fmt: skip
-        error = (predicted.float() - (noise - target)).square().mean(-1)
+        predicted = unpack(predicted.float(), height, width, self.packing)
+        error = (predicted - (batch["noise"] - batch["target"])).square().mean(1)
         return _weighted(error, batch["weight"]) + foreseen
 
 
 def _weighted(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return ((error * weight).sum(1) / weight.sum(1)).sum()
+    return ((error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)).sum()
 
 
 class EditTask:
@@ -202,8 +205,7 @@ class EditTask:
             for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks[:-1]]:
                 block.compile(dynamic=True)
         average = stage.ema_decay > 0 and not stage.lora
-        index, skip = start.options.get("reference_index", 0), start.options.get("reference_skip", False)
-        self.model = Editor(start.parts, start.conditioning, average, index, skip, self._foresight())
+        self.model = Editor(start.parts, start.options, average, self._foresight())
         if stage.lora:
             _keep_trained_weights(self.model)
         self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(EDIT_FAMILIES)]
@@ -220,14 +222,13 @@ class EditTask:
             return None
         side = self.start.conditioning.view_side
         channels, *grid = self.cache[0]["target"].shape
-        if not side or any(length % (PACKING * side) for length in grid):
+        if not side or any(length % side for length in grid):
             raise RecipeError(
-                f"foresight needs a model that sees a picture in one square view which divides its latents' "
-                f"{grid[1]} x {grid[0]} squares; view_side is {side}. Leave `foresight` out."
+                f"foresight needs a model that sees a picture in one square view which divides its "
+                f"{grid[1]} x {grid[0]} latents; view_side is {side}. Leave `foresight` out."
             )
-        tokens = grid[0] * grid[1] // (PACKING * side) ** 2
         width = self.start.parts["connector"].token_refiner.proj_in.out_features
-        return Foresight(width, side, tokens, channels * PACKING**2, self.stage.foresight)
+        return Foresight(width, side, grid[0] * grid[1] // side**2, channels, self.stage.foresight)
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
         data = EditSteps(self.stage, self.cache, self.pairs, self.start.conditioning, self.seed, rank, world_size)
@@ -238,7 +239,7 @@ class EditTask:
         return len(batch["target"])
 
     def loss(self, model, batch: dict) -> torch.Tensor:
-        mu = flow_shift(self.start.parts["scheduler"], batch["weight"].shape[1])
+        mu = flow_shift(self.start.parts["scheduler"], batch["weight"][0].numel() // self.start.packing**2)
         return model(batch, mu, self._read if self.pairs is not None else None)
 
     def _read(self, pictures, instructions) -> list[torch.Tensor]:
@@ -347,7 +348,7 @@ def edit(recipe: Recipe, name: str, run: Path, **options) -> Path:
     device = PartialState().device
     begun.model.to(device).eval()
     begun.parts["vae"].to(device).eval()
-    multiple = vae_scale(begun.parts["vae"]) * PACKING
+    multiple = vae_scale(begun.parts["vae"]) * begun.packing
     cache = build_cache(out / "cache", pairs, begun.model, begun.processor, begun.parts["vae"], begun.conditioning,
                         multiple, options.get("workers", 1))  # fmt: skip
     task = EditTask(stage, begun, cache, pairs, recipe.seed)

@@ -82,7 +82,7 @@ class Pairs(Dataset):
 class EditCache(Dataset):
     """What the frozen models say of every pair, on disk.
 
-    Item i is `{reference, target: (channels, height, width) normalised latents, changed: (tokens,) 1 where
+    Item i is `{reference, target: (channels, height, width) normalised latents, changed: (height, width) 1 where
     the edit is, embedding: (tokens, width), unconditional: likewise, with an empty instruction}`, and `planned`, with
     the plan behind the instruction, where the stage wants it; as float32.
     """
@@ -124,7 +124,7 @@ def build_cache(
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same(folder / "cache.json", pairs, model, vae, conditioning)
+    _check_same(folder / "cache.json", pairs, model, vae, conditioning, multiple)
     state.wait_for_everyone()
     shards = range(-(-len(pairs) // SHARD))
     missing = [s for s in shards if not (folder / _shard_name(s)).exists()][state.process_index :: state.num_processes]
@@ -166,23 +166,24 @@ def _encoded(batch: list[Pair], stage: EditStage, multiple: int, model, processo
     for i, pair in enumerate(batch):
         size = target_size(*pair.before.size, stage.size, multiple)
         reference, target = encode(vae, to_pixels([pair.before, pair.after], size)).half().cpu()
-        grid = (size[1] // multiple, size[0] // multiple)
+        grid = target.shape[1:]
         changed = torch.zeros(grid, dtype=torch.float16)
         if pair.changed is not None:
             mask = torch.from_numpy(pair.changed).float()[None, None]
             changed = functional.adaptive_max_pool2d(mask, grid)[0, 0].half()
         embeddings = {name: made[i, words[i]].half().cpu().clone() for name, words in told.items()}
-        yield {"reference": reference.contiguous(), "target": target.contiguous(), "changed": changed.flatten(),
+        yield {"reference": reference.contiguous(), "target": target.contiguous(), "changed": changed,
                **embeddings}  # fmt: skip
 
 
-def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning) -> None:
+def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning, multiple: int) -> None:
     """A cache belongs to the models and pairs it was made with; embeddings of another model would teach nonsense."""
     stage = pairs.stage
     made_with = {
         "edits": stage.edits, "pairs": len(pairs), "families": stage.families, "easy": stage.easy, "size": stage.size,
         "seed": pairs.seed, "conditioning": conditioning.to_dict(), "vision_language": _digest(model),
         "vae": _digest(vae), "planned": bool(stage.planned), "dense": stage.dense,
+        "multiple": multiple,
     }  # fmt: skip
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else made_with | {"pairs": 0}
     if different := [key for key in made_with if key != "pairs" and before.get(key) != made_with[key]]:

@@ -16,6 +16,7 @@ from edit import EditPipeline
 from edit.checkpoints import load_released, load_released_vae
 from edit.conditioning import Conditioning
 from edit.configuration import PRESETS, mini_editor, new_scheduler
+from edit.latents import PACKING
 from training.recipe import EditStage, RecipeError
 from vlm.answering import load
 from vlm.configuration import view_tokens
@@ -25,6 +26,8 @@ OPTIONS = (
     "size_levels",
     "reference_index",
     "reference_skip",
+    "reference_channels",
+    "packing",
     "damped_above",
     "damping",
     "num_inference_steps",
@@ -52,6 +55,10 @@ class Start:
     @property
     def conditioning(self) -> Conditioning:
         return Conditioning(**self.options["conditioning"])
+
+    @property
+    def packing(self) -> int:
+        return self.options.get("packing", PACKING)
 
     def pipeline(self, painters: dict[str, nn.Module], model: PreTrainedModel | None = None) -> EditPipeline:
         """The editor with these painters, on the device they are on."""
@@ -115,7 +122,8 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     torch.manual_seed(seed)
     parts = mini_editor(model, connector=stage.connector, transformer=stage.transformer)
     parts["vae"] = AutoencoderKL.from_pretrained(found["vae"])
-    options = _options("mini", stage, view_side=_view_side(processor, stage.conditioning.get("source", "picture")))
+    side = _view_side(processor, stage.conditioning.get("source", "picture"))
+    options = _options("mini", stage, view_side=side, only_places=bool(side))
     return Start(parts, model, processor, found["vision_language"], options)
 
 

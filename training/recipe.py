@@ -210,7 +210,7 @@ class EditStage(Schedule):
             lessons in what words and places come to, where one instruction is one.
         foresight: weight of a second loss, see `training.edit.Foresight`; 0 for none.
         foresight_steps: the first steps learn that alone, at a sixth of the time.
-        changed_weight: extra weight of tokens in which the asked change lies; 0 weighs all alike.
+        changed_weight: extra weight of latents in which the asked change lies; 0 weighs all alike.
         ema_decay: of the averaged weights that are saved; 0 saves the last ones.
         lora: trains adapters alone, and saves them alone.
         train_vision_language: fine-tunes the model that sees together with the painter; its embeddings are then made
