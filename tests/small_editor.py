@@ -12,13 +12,15 @@ CONDITIONING = {"prefix": "", "dropped_tokens": DROPPED, "max_tokens": 80, "padd
                 "view_side": 2}  # fmt: skip
 
 
-def make_parts(seed: int = 0) -> dict:
+def make_parts(seed: int = 0, packing: int = 2, reference_channels: bool = False) -> dict:
     """Connector, transformer, VAE and scheduler, every weight away from its initial value."""
+    channels = 4 * packing**2
     torch.manual_seed(seed)
     parts = {
         "connector": EditConnector(48, 2, 16, 2, 2.0, 24),
         "transformer": FluxTransformer2DModel(
-            in_channels=16,
+            in_channels=channels * (1 + reference_channels),
+            out_channels=channels,
             num_layers=1,
             num_single_layers=2,
             attention_head_dim=16,
@@ -48,9 +50,12 @@ def make_parts(seed: int = 0) -> dict:
 
 def make_pipeline(seed: int = 0, context: int = 512, **options) -> EditPipeline:
     """Edits in 16 or 32 squared pixels; a latent is 2 pixels wide, a token 4. The model reads `context` tokens."""
+    layout = {name: options[name] for name in ("packing", "reference_channels") if name in options}
     options = {"conditioning": CONDITIONING, "size_levels": [16, 32], "num_inference_steps": 3} | options
     model = make_model(make_config(text={"max_position_embeddings": context}))
-    pipeline = EditPipeline(**make_parts(seed), vision_language_model=model, processor=make_processor(), **options)
+    pipeline = EditPipeline(
+        **make_parts(seed, **layout), vision_language_model=model, processor=make_processor(), **options
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

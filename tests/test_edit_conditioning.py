@@ -140,6 +140,7 @@ def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
         ('{"planned": "{plan}}"}', "no template"),
         ('{"planned": 3}', "planned is 3"),
         ('{"source": "words", "view_side": 4}', "no picture to place; use 0"),
+        ('{"only_places": true}', "give its view_side, or leave only_places out"),
     ],
 )
 def test_a_bad_conditioning_file_is_named(tmp_path, text, words):

@@ -56,9 +56,16 @@ def test_a_painter_of_changes_that_sees_none_leaves_the_picture(tmp_path):
         close(edited(again, picture, **call), pack(clean)[0])
 
 
-@pytest.mark.parametrize("reference_skip", [False, True])
-def test_the_pipeline_is_the_reference_algorithm(reference_skip):
-    pipeline = make_pipeline(reference_skip=reference_skip)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reference_skip": True},
+        {"packing": 4, "reference_channels": True, "conditioning": CONDITIONING | {"only_places": True}},
+    ],
+)
+def test_the_pipeline_is_the_reference_algorithm(options):
+    pipeline = make_pipeline(**options)
     picture, slowly = noise(32, 32), Devices(**dict.fromkeys(vars(Devices()), False))
     expected = edit_plainly(pipeline, picture, "make it red", 4, 0, slowly)
     # The plain loop edits in the first size level.
@@ -66,6 +73,31 @@ def test_the_pipeline_is_the_reference_algorithm(reference_skip):
     close(edit_plainly(pipeline, picture, "make it red", 4, 0, Devices()), expected)
     for name in vars(Devices()):
         close(edit_plainly(pipeline, picture, "make it red", 4, 0, Devices().without(name)), expected)
+
+
+def test_larger_tokens_come_back_from_a_folder(tmp_path):
+    """Its sides are multiples of the larger token, and the painter sees the reference and the places alone."""
+    how = {"packing": 4, "reference_channels": True, "conditioning": CONDITIONING | {"only_places": True}}
+    pipeline, picture = make_pipeline(**how, size_levels=[20]), noise(20, 20)
+    seen = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, __, given: seen.append((given["hidden_states"], given["encoder_hidden_states"])), with_kwargs=True
+    )
+    made = edited(pipeline, picture, num_inference_steps=2, guidance_scale=1.0)
+    assert made.shape == (3, 16, 16)  # of tokens of 8 pixels
+    tokens, text = seen[0]
+    assert tokens.shape == (1, 2 * 4, 128) and text.shape == (1, 4, 32)
+    reference = tokens[:, 4:, :64]
+    assert torch.equal(tokens[:, :4, 64:], reference) and torch.equal(tokens[:, 4:, 64:], reference)
+    assert not torch.equal(tokens[:, :4, :64], reference)
+    pipeline.save_pretrained(tmp_path)
+    close(edited(EditPipeline.from_pretrained(tmp_path), picture, num_inference_steps=2, guidance_scale=1.0), made)
+
+
+@pytest.mark.parametrize("options", [{"packing": 4}, {"reference_channels": True}])
+def test_a_transformer_for_other_tokens_is_refused(options):
+    with pytest.raises(EditError, match="takes 16 channels and gives 16; of 4 latent ones packing"):
+        EditPipeline(**make_parts(), **options)
 
 
 def test_the_benchmark_measures_both(pipeline):
