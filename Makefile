@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 
 # Models this small gain little from a second thread; a second worker is worth more.
 test: $(INSTALLED_DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .

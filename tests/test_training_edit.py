@@ -97,7 +97,7 @@ def test_the_changed_region_weighs_more(small_run):
     cache = EditCache(small_run / "edit" / "cache", stage.pairs)
     pairs = Pairs(stage, small_recipe(small_run, edit={}).seed)
     for i in range(len(cache)):
-        pixels = pairs[i].changed.reshape(16, 8, 16, 8)  # an autoencoder of 8 pixels a latent
+        pixels = pairs[i].changed.reshape(8, 8, 8, 8)  # an autoencoder of 8 pixels a latent
         assert torch.equal(cache[i]["changed"], torch.from_numpy(pixels.any((1, 3))).float())
     batch = EditSteps(stage, cache, None, CONDITIONING, 0)[0][0]
     changed = batch["weight"] > 1

@@ -18,7 +18,7 @@ def test_foresight_is_learnt_from_the_places_and_first_alone(small_run):
     steps = EditSteps(stage, EditCache(small_run / "edit" / "cache", stage.pairs), None, CONDITIONING, 0)
     assert [batch["foresight_alone"] for step in range(4) for batch in steps[step]] == [True, True, False, False]
 
-    foresight = Foresight(64, side=4, count=16, channels=16, weight=0.5)
+    foresight = Foresight(64, side=4, count=4, channels=16, weight=0.5)
     editor = Editor(mini_editor(load("mini")[0], **PAINTER), OPTIONS, False, foresight)
     first, later = steps[0][0], steps[2][0]
     editor(first, 0.5).backward()
