@@ -418,5 +418,5 @@ def _check_fit(transformer: FluxTransformer2DModel, vae: AutoencoderKL, packing:
         raise EditError(
             f"the transformer takes {taken} channels and gives {given}; of {vae.config.latent_channels} latent ones "
             f"packing {packing} and reference_channels {reference_channels} make {made * (1 + reference_channels)} and "
-            f"{made}. Give the packing and reference_channels it was trained with, or that autoencoder."
+            f"{made}. Give the ones it was trained with (in a recipe, `layout`), or that autoencoder."
         )

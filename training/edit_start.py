@@ -136,5 +136,6 @@ def _view_side(processor: ProcessorMixin, source: str) -> int:
 def _options(preset: str, stage: EditStage, **conditioning) -> dict:
     options = copy.deepcopy(PRESETS[preset]["pipeline"])
     options["conditioning"] |= conditioning | stage.conditioning
+    options |= stage.layout
     options["size_levels"] = [stage.size]
     return options

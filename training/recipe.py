@@ -199,6 +199,8 @@ class EditStage(Schedule):
         vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`. With `released`
             the model those weights were trained with (a folder or hub id) and the FLUX VAE's `.safetensors` file.
         connector, transformer, conditioning: values of the preset that are replaced.
+        layout: of a fresh editor, the pipeline's `packing` and `reference_channels` where they are not the preset's;
+            the transformer's `in_channels` and `out_channels` follow from them and the autoencoder's latent channels.
         edits: a folder in the released metadata form, or a hub id; None draws the world's.
         pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
         size: pictures have about size x size pixels, their aspect kept.
@@ -225,6 +227,7 @@ class EditStage(Schedule):
     connector: dict = {}
     transformer: dict = {}
     conditioning: dict = {}
+    layout: dict = {}
     edits: str | None = None
     pairs: int = Field(20000, gt=0)
     families: list[str] | None = None
@@ -248,6 +251,11 @@ class EditStage(Schedule):
                              "of a folder or hub id have none")  # fmt: skip
         if self.foresight_steps and not self.foresight:
             raise ValueError("`foresight_steps` learn the foresight alone; give `foresight` a weight")
+        if (unknown := sorted(self.layout.keys() - {"packing", "reference_channels"})) or (
+            self.layout and (self.editor or self.released)
+        ):
+            what = f"has {unknown[0]!r}" if unknown else "is that of the weights to go on from"
+            raise ValueError(f"`layout` {what}; give `packing` and `reference_channels`, of a fresh editor alone")
         if self.editor and self.released:
             raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
         if self.released and not (self.vision_language and self.vae):
