@@ -81,7 +81,7 @@ def edit_plainly(
 
     pairs = [picture, picture], [instruction, ""]
     embeddings = embed(pipeline.vision_language_model, pipeline.processor, *pairs, pipeline.conditioning)
-    size = target_size(*picture.size, pipeline.config.size_levels[0], pipeline.token_pixels)
+    size = target_size(*picture.size, config.size_levels[0], pipeline.token_pixels)
     pixels = pipeline.image_processor.preprocess(picture.resize(size, Image.Resampling.LANCZOS))
     reference = pack(encode(vae, pixels), config.packing)
     width, height = (side // pipeline.vae_scale_factor for side in size)

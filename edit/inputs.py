@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
+
+from edit.latents import token_channels
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Tensors a callback may ask for.
@@ -116,3 +119,17 @@ class Inputs:
 
     def _each(self, text: Any) -> list:
         return [text or ""] * self.pictures if text is None or isinstance(text, str) else list(text)
+
+
+def check_layout(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, packing: int, reference_channels: bool
+) -> None:
+    """Raises EditError where the transformer is not for tokens of these latents; see `latents.token_channels`."""
+    taken, given = transformer.config.in_channels, transformer.config.out_channels or transformer.config.in_channels
+    wanted = token_channels(vae, packing, reference_channels)
+    if {"in_channels": taken, "out_channels": given} != wanted:
+        raise EditError(
+            f"the transformer takes {taken} channels and gives {given}; of {vae.config.latent_channels} latent ones "
+            f"packing {packing} and reference_channels {reference_channels} make {wanted['in_channels']} and "
+            f"{wanted['out_channels']}. Give the ones it was trained with (in a recipe, `layout`), or that autoencoder."
+        )

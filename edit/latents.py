@@ -25,6 +25,15 @@ def vae_scale(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
+def token_channels(vae: AutoencoderKL, packing: int, reference_channels: bool) -> dict[str, int]:
+    """`in_channels` and `out_channels` of a transformer for tokens of packing x packing latents of this autoencoder.
+
+    With `reference_channels` those of the reference come in beside a token's own, see `flow.velocity`.
+    """
+    own = vae.config.latent_channels * packing**2
+    return {"in_channels": own * (1 + reference_channels), "out_channels": own}
+
+
 def pack(latents: torch.Tensor, packing: int = PACKING) -> torch.Tensor:
     """(batch, channels, height, width) to (batch, height / packing * width / packing, channels * packing²), by rows."""
     batch, channels, height, width = latents.shape

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from edit.conditioning import Conditioning, embed, pad, text_stream
 from edit.connector import EditConnector
 from edit.flow import noised, set_schedule, skip_reference_output, velocity
-from edit.inputs import CALLBACK_TENSORS, EditError, Inputs, Judge
+from edit.inputs import CALLBACK_TENSORS, Inputs, Judge, check_layout
 from edit.jobs import Job, batches, best
 from edit.latents import PACKING, decode, encode, image_ids, pack, target_size, unpack, vae_scale
 from edit.lora import EditLoraMixin
@@ -84,7 +84,7 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         vision_language: str | None = None,
     ):
         super().__init__()
-        _check_fit(transformer, vae, packing, reference_channels)
+        check_layout(transformer, vae, packing, reference_channels)
         self.register_modules(
             vae=vae,
             transformer=transformer,
@@ -409,14 +409,3 @@ class EditPipeline(DiffusionPipeline, EditLoraMixin):
         """Pictures of the `latents` or `denoised` that a callback was given, in the size they are edited in."""
         pixels = decode(self.vae, unpack(latents, *self._grid, self.config.packing))
         return self.image_processor.postprocess(pixels.float(), output_type="pil")
-
-
-def _check_fit(transformer: FluxTransformer2DModel, vae: AutoencoderKL, packing: int, reference_channels: bool) -> None:
-    made = vae.config.latent_channels * packing**2
-    taken, given = transformer.config.in_channels, transformer.config.out_channels or transformer.config.in_channels
-    if (taken, given) != (made * (1 + reference_channels), made):
-        raise EditError(
-            f"the transformer takes {taken} channels and gives {given}; of {vae.config.latent_channels} latent ones "
-            f"packing {packing} and reference_channels {reference_channels} make {made * (1 + reference_channels)} and "
-            f"{made}. Give the ones it was trained with (in a recipe, `layout`), or that autoencoder."
-        )

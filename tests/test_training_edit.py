@@ -252,3 +252,16 @@ def test_a_cache_of_other_models_is_refused_and_one_of_fewer_pairs_goes_on(small
     assert train(pairs=10)[1] == made, "there are enough"
     with pytest.raises(ValueError, match="was made with another dense"):
         train(dense=0.4)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"layout": {"paking": 2}}, "layout.paking"),
+        ({"layout": {"packing": 0}}, "layout.packing"),
+        ({"layout": {"packing": 2}, "editor": "there"}, "of the weights to go on from"),
+    ],
+)
+def test_a_layout_is_that_of_a_fresh_editor(values, words):
+    with pytest.raises(ValueError, match=words):
+        EditStage(steps=1, batch_size=1, **values)

@@ -57,9 +57,5 @@ def test_foresight_needs_places(small_run, tmp_path):
         run_stage(small_recipe(tmp_path, edit=blind), "edit", tmp_path, workers=0)
     with pytest.raises(ValueError, match="give `foresight` a weight"):
         EditStage(steps=4, batch_size=1, foresight_steps=3)
-    with pytest.raises(ValueError, match="`layout` has 'paking'; give `packing`"):
-        EditStage(steps=1, batch_size=1, layout={"paking": 2})
-    with pytest.raises(ValueError, match="of the weights to go on from"):
-        EditStage(steps=1, batch_size=1, layout={"packing": 2}, editor="there")
     with pytest.raises(ValueError, match="of 3 steps 3 are to learn the foresight alone"):
         EditStage(steps=3, batch_size=1, foresight=1.0, foresight_steps=3)

@@ -25,9 +25,8 @@ SMALL = {
     "conditioning": {"source": "words"},
     "connector": {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 1, "pooled_projection_dim": 32},
     "layout": {"packing": 2, "reference_channels": False},
-    "transformer": {"in_channels": 16, "out_channels": 16, "num_layers": 1, "num_single_layers": 2,
-                    "num_attention_heads": 2, "attention_head_dim": 32, "joint_attention_dim": 64,
-                    "pooled_projection_dim": 32, "axes_dims_rope": [8, 12, 12]},
+    "transformer": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32,
+                    "joint_attention_dim": 64, "pooled_projection_dim": 32, "axes_dims_rope": [8, 12, 12]},
 }  # fmt: skip
 VAE = {
     "steps": 8, "batch_size": 4, "size": 32, "precision": "no", "optimizer": {"learning_rate": 0.002},

@@ -16,7 +16,7 @@ from edit import EditPipeline
 from edit.checkpoints import load_released, load_released_vae
 from edit.conditioning import Conditioning
 from edit.configuration import PRESETS, mini_editor, new_scheduler
-from edit.latents import PACKING
+from edit.latents import PACKING, token_channels
 from training.recipe import EditStage, RecipeError
 from vlm.answering import load
 from vlm.configuration import view_tokens
@@ -119,11 +119,13 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
         if not getattr(stage, name) and not Path(found[name]).is_dir():
             raise RecipeError(f"the editor needs {found[name]}: run `{own}` first, or name `{name}` in the stage.")
     model, processor = load(found["vision_language"], dtype=torch.float32)
-    torch.manual_seed(seed)
-    parts = mini_editor(model, connector=stage.connector, transformer=stage.transformer)
-    parts["vae"] = AutoencoderKL.from_pretrained(found["vae"])
     side = _view_side(processor, stage.conditioning.get("source", "picture"))
     options = _options("mini", stage, view_side=side, only_places=bool(side))
+    vae = AutoencoderKL.from_pretrained(found["vae"])
+    channels = token_channels(vae, options["packing"], options["reference_channels"])
+    torch.manual_seed(seed)
+    parts = mini_editor(model, connector=stage.connector, transformer=channels | stage.transformer)
+    parts["vae"] = vae
     return Start(parts, model, processor, found["vision_language"], options)
 
 
@@ -136,6 +138,6 @@ def _view_side(processor: ProcessorMixin, source: str) -> int:
 def _options(preset: str, stage: EditStage, **conditioning) -> dict:
     options = copy.deepcopy(PRESETS[preset]["pipeline"])
     options["conditioning"] |= conditioning | stage.conditioning
-    options |= stage.layout
+    options |= stage.layout.model_dump(exclude_none=True)
     options["size_levels"] = [stage.size]
     return options

@@ -190,6 +190,20 @@ class Lora(_Strict):
     fp8: bool = False
 
 
+class Layout(_Strict):
+    """How a fresh editor's latents become tokens, where it is not the preset's way.
+
+    The transformer's channels follow from it and the autoencoder, see `edit.latents.token_channels`.
+
+    Attributes:
+        packing: latents a side of a token.
+        reference_channels: whether the reference stands in a token's channels too, see `edit.flow.velocity`.
+    """
+
+    packing: int | None = Field(None, gt=0)
+    reference_channels: bool | None = None
+
+
 class EditStage(Schedule):
     """The editor's connector and transformer, by flow matching.
 
@@ -199,8 +213,7 @@ class EditStage(Schedule):
         vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`. With `released`
             the model those weights were trained with (a folder or hub id) and the FLUX VAE's `.safetensors` file.
         connector, transformer, conditioning: values of the preset that are replaced.
-        layout: of a fresh editor, the pipeline's `packing` and `reference_channels` where they are not the preset's;
-            the transformer's `in_channels` and `out_channels` follow from them and the autoencoder's latent channels.
+        layout: of a fresh editor's tokens; weights to go on from have their own.
         edits: a folder in the released metadata form, or a hub id; None draws the world's.
         pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
         size: pictures have about size x size pixels, their aspect kept.
@@ -211,7 +224,7 @@ class EditStage(Schedule):
         dense: share of the world's pairs that have four to eight steps, told in the plan's short form alone: as many
             lessons in what words and places come to, where one instruction is one.
         foresight: weight of a second loss, see `training.edit.Foresight`; 0 for none.
-        foresight_steps: the first steps learn that alone, at a sixth of the time.
+        foresight_steps: the first steps learn that alone, at a third of the time.
         changed_weight: extra weight of latents in which the asked change lies; 0 weighs all alike.
         ema_decay: of the averaged weights that are saved; 0 saves the last ones.
         lora: trains adapters alone, and saves them alone.
@@ -227,7 +240,7 @@ class EditStage(Schedule):
     connector: dict = {}
     transformer: dict = {}
     conditioning: dict = {}
-    layout: dict = {}
+    layout: Layout = Layout()
     edits: str | None = None
     pairs: int = Field(20000, gt=0)
     families: list[str] | None = None
@@ -251,11 +264,8 @@ class EditStage(Schedule):
                              "of a folder or hub id have none")  # fmt: skip
         if self.foresight_steps and not self.foresight:
             raise ValueError("`foresight_steps` learn the foresight alone; give `foresight` a weight")
-        if (unknown := sorted(self.layout.keys() - {"packing", "reference_channels"})) or (
-            self.layout and (self.editor or self.released)
-        ):
-            what = f"has {unknown[0]!r}" if unknown else "is that of the weights to go on from"
-            raise ValueError(f"`layout` {what}; give `packing` and `reference_channels`, of a fresh editor alone")
+        if self.layout != Layout() and (self.editor or self.released):
+            raise ValueError("`layout` is that of the weights to go on from; give one of a fresh editor alone")
         if self.editor and self.released:
             raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
         if self.released and not (self.vision_language and self.vae):
