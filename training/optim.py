@@ -22,15 +22,34 @@ def orthogonalised(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     Args:
         matrices: (count, rows, columns).
     """
-    a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    iterate = _iterated if x.is_cuda else _iterated_on_gram
+    x = iterate(x, iterations)
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _iterated(x: torch.Tensor, iterations: int) -> torch.Tensor:
+    a, b, c = COEFFICIENTS
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+    return x
+
+
+def _iterated_on_gram(x: torch.Tensor, iterations: int) -> torch.Tensor:
+    """The same by its factors alone, which are polynomials of the Gram matrix and commute: a fraction of the products
+    where x is wide. It squares the condition, which bfloat16 has no room for."""
+    a, b, c = COEFFICIENTS
+    gram, total = x @ x.mT, None
+    one = torch.eye(gram.shape[-1], device=x.device)
+    for _ in range(iterations):
+        factor = a * one + b * gram + c * gram @ gram
+        total = factor if total is None else factor @ total
+        gram = factor @ gram @ factor
+    return total @ x
 
 
 class MuonAdamW(torch.optim.Optimizer):
