@@ -122,6 +122,7 @@ def draw_edit(
     language: str | None = None,
     size: int = SIDE,
     steps: int | None = None,
+    things: int | None = None,
 ) -> Edit:
     """Draws the edit that belongs to (split, seed, family); equal arguments give equal edits.
 
@@ -132,6 +133,7 @@ def draw_edit(
         language: `en` or `zh`, or None for either; the pictures do not depend on it.
         size: the pictures' side in pixels; the scene does not depend on it.
         steps: of the family `multi`: how many, as far as the page has room for them; two or three by default.
+        things: on a page with that many steps: how many, 1 to 16, as far as there is room for them.
 
     Raises:
         ValueError: an argument is not among these; the message lists them.
@@ -144,12 +146,14 @@ def draw_edit(
         raise ValueError(f"size {size} cannot be drawn; give {SMALLEST_SIZE} to {LARGEST_SIZE} pixels.")
     if steps is not None and (family != "multi" or steps < 2):
         raise ValueError(f"steps is {steps} for the family {family!r}; give at least 2, of the family 'multi'.")
-    rng = stream("edit", split, seed, family, *([] if steps is None else [steps]))
+    if things is not None and (steps is None or not 1 <= things <= len(scenes.CELLS)):
+        raise ValueError(f"things is {things} for steps {steps}; give 1 to {len(scenes.CELLS)}, with steps.")
+    rng = stream("edit", split, seed, family, *(number for number in (steps, things) if number is not None))
     name = family or rng.choice(EDIT_FAMILIES)
     spoken = "zh" if rng.random() < CHINESE_SHARE else "en"
     spoken = language or spoken
     voice = stream("voice", split, seed, family, spoken)
-    draw = _draw_text if name == "text" else partial(_draw_shapes, many=steps)
+    draw = _draw_text if name == "text" else partial(_draw_shapes, many=steps, things=things)
     while True:
         try:
             page, made, named = draw(rng, voice, spoken, split, name)
@@ -182,11 +186,12 @@ def draw_edit(
 
 
 def _draw_shapes(
-    rng: random.Random, voice: random.Random, language: str, split: str, family: str, many: int | None = None
-):
+    rng: random.Random, voice: random.Random, language: str, split: str, family: str, many: int | None = None,
+    things: int | None = None,
+):  # fmt: skip
     rare = split == "held_out"
-    page = draw_page(rng, scenes.draw_scene(rng, split))
-    if family == "restyle":
+    page = draw_page(rng, scenes.draw_scene(rng, split, things))
+    if family == "restyle" or things:
         page = _with_styles(rng, page)
     desk = Desk(rng, voice, language, rare, page)
     kinds = [family]

@@ -105,16 +105,20 @@ def reading_order(things: list[Thing]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda t: (t.row, t.column, t.x)))
 
 
-def draw_scene(rng: random.Random, split: str) -> Scene:
-    """A random scene of the split's kind; raises ValueError when `split` is unknown."""
+def draw_scene(rng: random.Random, split: str, things: int | None = None) -> Scene:
+    """A random scene of the split's kind; raises ValueError when `split` is unknown.
+
+    Args:
+        things: how many it has, as far as there is room for them; by default as many as the split's scenes.
+    """
     if split not in COUNTS:
         raise ValueError(f"no split named {split!r}; there are {', '.join(COUNTS)}.")
     low, high = COUNTS[split]
     layout = "grid" if split == "easy" else rng.choices(("grid", "scatter", "sparse"), (0.6, 0.25, 0.15))[0]
-    count = rng.randint(low, high)
-    if layout == "sparse" and split != "hard":
+    count = things or rng.randint(low, high)
+    if layout == "sparse" and split != "hard" and not things:
         count = min(count, 5)
-    things: list[Thing] = []
+    placed: list[Thing] = []
     cells = [(row, column) for row in range(GRID) for column in range(GRID)]
     rng.shuffle(cells)
     # A few kinds a scene, so that counting and comparing have something to do.
@@ -125,10 +129,10 @@ def draw_scene(rng: random.Random, split: str) -> Scene:
             pair = rng.choice(sorted(HELD_OUT_PAIRS))
         size = rng.choices(("small", "medium", "big"), (0.5, 0.35, 0.15) if split == "hard" else (0.25, 0.45, 0.3))[0]
         cell = cells[index] if layout == "grid" else None
-        placed = _place(rng, pair, size, cell, things, grown=layout == "sparse")
-        if placed is not None:
-            things.append(placed)
-    return Scene(reading_order(things))
+        thing = _place(rng, pair, size, cell, placed, grown=layout == "sparse")
+        if thing is not None:
+            placed.append(thing)
+    return Scene(reading_order(placed))
 
 
 def _draw_pair(rng: random.Random, split: str) -> tuple[str, str]:
