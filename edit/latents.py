@@ -47,16 +47,6 @@ def unpack(tokens: torch.Tensor, height: int, width: int, packing: int = PACKING
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
 
 
-def by_place(latents: torch.Tensor, side: int) -> torch.Tensor:
-    """(batch, channels, height, width) to (batch, side², latents of a place, channels), for side x side equal places.
-
-    Places come row by row, as the latents in each of them.
-    """
-    height, width = latents.shape[-2:]
-    grid = latents.unflatten(3, (side, width // side)).unflatten(2, (side, height // side))
-    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
-
-
 def position_ids(height: int, width: int, index: int = 0, device=None, packing: int = PACKING) -> torch.Tensor:
     """(height / packing * width / packing, 3): `index`, row and column of every token of latents that large."""
     rows = torch.arange(height // packing, device=device)

@@ -22,7 +22,6 @@ from edit.flow import (
     velocity,
 )
 from edit.latents import (
-    by_place,
     denormalise,
     image_ids,
     normalise,
@@ -144,19 +143,6 @@ def test_a_fresh_painter_looks_at_its_own_place_in_the_reference():
         own = shares.diagonal(dim1=-2, dim2=-1)
         assert (shares[:, 0].argmax(-1) == torch.arange(64)).float().mean() > 0.8 and own[:, 0].mean() > 0.2
         assert own[:, 1:].mean() < 0.02  # no other head is told where to look
-
-
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
-def test_places_are_cut_from_the_grid(side, rows, columns):
-    height, width = side * rows, side * columns
-    latents = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))[None].float()
-    places = by_place(latents, side)
-    assert places.shape == (1, side**2, rows * columns, 2)
-    for place in range(side**2):
-        own = places[0, place]
-        assert (own[:, 0] // rows).eq(place // side).all() and (own[:, 1] // columns).eq(place % side).all()
-        assert torch.equal(own, torch.cartesian_prod(own[:, 0].unique(), own[:, 1].unique()))
-    close(places.mean(2)[0], text_ids(1 + side**2, height, width, side, packing=1)[1:, 1:])
 
 
 def test_the_view_stands_at_its_places():

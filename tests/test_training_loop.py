@@ -102,12 +102,12 @@ def test_the_whole_smoke_chain_runs_and_skips_what_is_done(tmp_path, capsys):
             part.steps = 2
     assert run_all(recipe, tmp_path, workers=1) == tmp_path / "edit_joint" / "model"
     model = tmp_path / "sft" / "model"
-    for stage in ("pretrain", "sft", "vae", "edit", "edit_joint"):
+    for stage in ("pretrain", "sft", "vae", "edit_primer", "edit", "edit_joint"):
         assert (tmp_path / stage / "curves.png").stat().st_size > 5000
         assert not list((tmp_path / stage).glob("checkpoint-*"))
     assert (tmp_path / "curves.png").exists()
     run_all(recipe, tmp_path)
-    assert capsys.readouterr().out.count("done already") == 5
+    assert capsys.readouterr().out.count("done already") == 6
 
     from training.report import report
 

@@ -14,8 +14,8 @@ from vlm.answering import checkpoints
 def test_shipped_recipes_load(name):
     recipe = load_recipe(name)
     assert recipe.name == name
-    # What is trained on from a checkpoint begins with `sft`, what adapts an editor with `edit`.
-    assert next(iter(recipe.stages)) in ("pretrain", "sft", "vae", "edit")
+    # What goes on from a checkpoint begins with `sft`, from a primer with `edit_primer`, and adapters with `edit`.
+    assert next(iter(recipe.stages)) in ("pretrain", "sft", "vae", "edit_primer", "edit")
     assert recipe.model or "pretrain" not in recipe.stages
 
 

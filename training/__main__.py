@@ -40,6 +40,12 @@ class Vae(Pretrain):
 
 
 @dataclass
+class EditPrimer(Pretrain):
+    """One stage of the recipe: the editor's transformer alone learns to draw, told by numbers what becomes of each
+    place."""
+
+
+@dataclass
 class Edit(Pretrain):
     """One stage of the recipe: the editor, on what `sft` and `vae` left in the run or on what the recipe names."""
 
@@ -168,6 +174,7 @@ Command = (
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
     | Annotated[Sft, tyro.conf.subcommand("sft")]
     | Annotated[Vae, tyro.conf.subcommand("vae")]
+    | Annotated[EditPrimer, tyro.conf.subcommand("edit-primer")]
     | Annotated[Edit, tyro.conf.subcommand("edit")]
     | Annotated[EditJoint, tyro.conf.subcommand("edit-joint")]
     | Annotated[All, tyro.conf.subcommand("all")]
@@ -180,7 +187,8 @@ Command = (
 )
 
 
-STAGES = {Pretrain: "pretrain", Sft: "sft", Vae: "vae", Edit: "edit", EditJoint: "edit_joint"}
+STAGES = {Pretrain: "pretrain", Sft: "sft", Vae: "vae", EditPrimer: "edit_primer", Edit: "edit",
+          EditJoint: "edit_joint"}  # fmt: skip
 
 
 def run(command) -> None:

@@ -17,119 +17,53 @@ from diffusers import FluxTransformer2DModel
 from diffusers.hooks import apply_layerwise_casting
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from edit import EditPipeline
 from edit.conditioning import Conditioning, embed, pad, text_stream
-from edit.flow import flow_shift, noised, shifted, skip_reference_output, velocity
-from edit.latents import PACKING, by_place, image_ids, pack, unpack, vae_scale
-from training.edit_pairs import EditCache, Pairs, build_cache
+from edit.flow import flow_shift, skip_reference_output
+from edit.latents import vae_scale
+from training.edit_batches import Average, EditSteps, Painting, levels
+from training.edit_pairs import EditCache, Pairs, Reader, build_cache
+from training.edit_places import NUMBERS, PLACES
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
 from training.loop import train
 from training.recipe import EditStage, Lora, Recipe, RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
-from training.world.sample import stream
 
 PAINTERS = ("connector", "transformer")
 SHEET_STEPS = 16  # of sampling, for the sheet that is drawn while training
 
 
-class EditSteps(Dataset):
-    """Item t is this rank's share of step t as micro-batches, one latent size each: a pure function of (seed, t)."""
-
-    def __init__(
-        self, stage: EditStage, cache: EditCache, pairs: Pairs | None, conditioning: Conditioning, seed: int,
-        rank: int = 0, world_size: int = 1,
-    ):  # fmt: skip
-        if stage.batch_size % world_size:
-            raise ValueError(f"batch_size {stage.batch_size} does not divide by {world_size} processes.")
-        self.stage, self.cache, self.pairs, self.conditioning, self.seed = stage, cache, pairs, conditioning, seed
-        self.rank, self.world_size = rank, world_size
-        self._order = (-1, [])
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> list[dict]:
-        by_size: dict[tuple, list[dict]] = {}
-        for i in range(self.rank, self.stage.batch_size, self.world_size):
-            sample = self._sample(step, i)
-            by_size.setdefault(tuple(sample["target"].shape), []).append(sample)
-        parts = self.stage.gradient_accumulation_steps
-        batches = []
-        for group in by_size.values():
-            # Alike in length, so that little is padded: a long instruction would make all others as long.
-            group.sort(key=lambda sample: len(sample["embedding"]))
-            share = -(-len(group) // parts)
-            batches += [self._batch(group[begin : begin + share]) for begin in range(0, len(group), share)]
-        alone = step < self.stage.foresight_steps
-        return [batch | {"foresight_alone": alone} for batch in batches]
-
-    def _sample(self, step: int, i: int) -> dict:
-        """A pair, its noise and its level; an empty instruction now and then, or one that is followed by its plan."""
-        index = self._pair(step * self.stage.batch_size + i)
-        rng = stream("flow", self.seed, step, i)
-        chance = rng.random()
-        told = "unconditional" if chance < self.stage.dropout else "embedding"
-        if told == "embedding" and chance < self.stage.dropout + self.stage.planned * (1 - self.stage.dropout):
-            told = "planned"
-        generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        item = self.cache[index]
-        sample = item | {
-            "embedding": item[told],
-            "noise": torch.randn(item["target"].shape, generator=generator),
-            "normal": torch.randn((), generator=generator),
-        }
-        if self.pairs is not None:
-            pair = self.pairs[index]
-            words = {"unconditional": "", "embedding": pair.instruction, "planned": pair.planned(self.conditioning)}
-            sample |= {"picture": pair.before, "instruction": words[told]}
-        return sample
-
-    def _pair(self, position: int) -> int:
-        """Every pair once an epoch, in an order of the epoch's own."""
-        epoch, place = divmod(position, len(self.cache))
-        if self._order[0] != epoch:
-            order = list(range(len(self.cache)))
-            stream("epoch", self.seed, epoch).shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1][place]
-
-    def _batch(self, samples: list[dict]) -> dict:
-        stacked = {name: torch.stack([s[name] for s in samples]) for name in ("reference", "target", "noise", "normal")}
-        batch = stacked | {"weight": 1 + self.stage.changed_weight * torch.stack([s["changed"] for s in samples])}
-        if self.pairs is None:
-            return batch | {"embeddings": [s["embedding"] for s in samples]}
-        return batch | {name + "s": [s[name] for s in samples] for name in ("picture", "instruction")}
-
-
 class Foresight(nn.Module):
-    """A second loss: from the connector's token of each place of the picture, a linear layer says how the latents there
-    will change.
+    """A second loss: the connector's tokens of the places of the picture spell what becomes of each, see
+    `training.edit_places`.
 
     Through all of the painter, what an instruction means and where is learnt slowly; here it is learnt at once, and the
-    painter finds it at its own place. It is no part of the editor.
+    painter finds it at its own place. It is no part of the editor and has no weights.
 
     Args:
-        width: of the connector's tokens.
-        side: places a side, `Conditioning.view_side`.
-        count, channels: of the latents: how many there are in a place, and their width.
         weight: of this loss beside the velocity's.
+        emphasis: extra weight of places of which something becomes.
     """
 
-    def __init__(self, width: int, side: int, count: int, channels: int, weight: float):
+    def __init__(self, weight: float, emphasis: float):
         super().__init__()
-        self.side, self.shape, self.weight = side, (count, channels), weight
-        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count * channels))
-        nn.init.zeros_(self.read[1].weight)
-        nn.init.zeros_(self.read[1].bias)
+        self.weight, self.emphasis = weight, emphasis
 
-    def forward(self, text: torch.Tensor, change: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Its squared error, weighted by latent, summed over samples; see `Editor.forward`."""
-        predicted = self.read(text[:, 1 : 1 + self.side**2]).unflatten(-1, self.shape)
-        error = (predicted.float() - by_place(change, self.side)).square().mean(-1)
-        return self.weight * _weighted(error, by_place(weight[:, None], self.side)[..., 0])
+    def forward(self, text: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Its squared error, summed over samples.
+
+        Args:
+            text: (batch, tokens, width), the connector's.
+            places: (batch, places, numbers), NaN where that is not known: such a sample has no part in it.
+        """
+        said = text[:, 1 : 1 + PLACES, :NUMBERS].float()
+        known = places.isfinite()
+        error = torch.where(known, said - places.nan_to_num(), 0.0).square().sum(-1)
+        weight = 1 + self.emphasis * (places.nan_to_num() != 0).any(-1)
+        return self.weight * ((error * weight).sum(1) / weight.sum(1)).sum()
 
 
 class Editor(nn.Module):
@@ -141,13 +75,9 @@ class Editor(nn.Module):
         """`options` are those of `EditPipeline`."""
         super().__init__()
         self.connector, self.transformer = parts["connector"], parts["transformer"]
-        self.conditioning = Conditioning(**options["conditioning"])
-        self.packing = options.get("packing", PACKING)
-        self.reference_index = options.get("reference_index", 0)
-        self.reference_skip = options.get("reference_skip", False)
-        self.reference_channels = options.get("reference_channels", False)
+        self.conditioning, self.painting = Conditioning(**options["conditioning"]), Painting.of(options)
         if average:
-            self.average = nn.ModuleDict({name: copy.deepcopy(parts[name]).requires_grad_(False) for name in PAINTERS})
+            self.average = Average({name: parts[name] for name in PAINTERS})
         self.foresight = foresight
         skip_reference_output(self.transformer)
 
@@ -161,30 +91,18 @@ class Editor(nn.Module):
         """
         embeddings = batch["embeddings"] if read is None else read(batch["pictures"], batch["instructions"])
         hidden, mask = pad(embeddings, self.conditioning.padded_tokens)
-        height, width = batch["target"].shape[-2:]
-        target, noise, reference = (pack(batch[name], self.packing) for name in ("target", "noise", "reference"))
-        level = shifted(batch["normal"].sigmoid(), mu)  # logit-normal (arXiv 2403.03206, section 3.1)
+        level = levels(batch, mu)
         text, pooled = self.connector(hidden, level, mask)
         foreseen = 0.0
         if self.foresight is not None:
-            foreseen = self.foresight(text, batch["target"] - batch["reference"], batch["weight"])
+            foreseen = self.foresight(text, batch["places"])
             if batch["foresight_alone"]:
                 # Processes that share their gradients wait for those of all weights.
                 shared = PartialState().num_processes > 1
                 return foreseen + 0.0 * sum(p.sum() for p in self.transformer.parameters()) if shared else foreseen
-        given, told, bias = text_stream(mask, height, width, self.conditioning, self.packing, hidden.dtype)
-        ids = image_ids(height, width, self.reference_index, target.device, self.packing)
-        predicted = velocity(
-            self.transformer, noised(target, noise, level), reference, level, text[:, given], pooled, ids, told, bias,
-            self.reference_skip, self.reference_channels,
-        )  # fmt: skip
-        predicted = unpack(predicted.float(), height, width, self.packing)
-        error = (predicted - (batch["noise"] - batch["target"])).square().mean(1)
-        return _weighted(error, batch["weight"]) + foreseen
-
-
-def _weighted(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return ((error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)).sum()
+        size = batch["target"].shape[-2:]
+        given, told, bias = text_stream(mask, *size, self.conditioning, self.painting.packing, hidden.dtype)
+        return self.painting.error(self.transformer, batch, level, text[:, given], pooled, told, bias) + foreseen
 
 
 class EditTask:
@@ -220,18 +138,17 @@ class EditTask:
     def _foresight(self) -> Foresight | None:
         if not self.stage.foresight:
             return None
-        side = self.start.conditioning.view_side
-        channels, *grid = self.cache[0]["target"].shape
-        if not side or any(length % side for length in grid):
+        side, width = self.start.conditioning.view_side, self.start.parts["transformer"].config.joint_attention_dim
+        if side**2 != PLACES or width < NUMBERS:
             raise RecipeError(
-                f"foresight needs a model that sees a picture in one square view which divides its "
-                f"{grid[1]} x {grid[0]} latents; view_side is {side}. Leave `foresight` out."
+                f"foresight needs a model that sees a picture in one view of {PLACES} tokens, and a text stream of at "
+                f"least {NUMBERS} channels to spell them in; view_side is {side} and the stream {width} wide. Leave "
+                f"`foresight` out."
             )
-        width = self.start.parts["connector"].token_refiner.proj_in.out_features
-        return Foresight(width, side, grid[0] * grid[1] // side**2, channels, self.stage.foresight)
+        return Foresight(self.stage.foresight, self.stage.changed_weight)
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
-        data = EditSteps(self.stage, self.cache, self.pairs, self.start.conditioning, self.seed, rank, world_size)
+        data = EditSteps(self.stage, self.cache, self.seed, rank, world_size, self.pairs, self.start.conditioning)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
 
@@ -248,15 +165,9 @@ class EditTask:
             self.start.model, self.start.processor, pictures, instructions, self.start.conditioning
         )
 
-    @torch.no_grad()
     def after_step(self, model: Editor, step: int) -> None:
-        """Moves the averaged weights, faster at first, when there is little to remember."""
-        if not hasattr(model, "average"):
-            return
-        rate = 1 - min(self.stage.ema_decay, (1 + step) / (10 + step))
-        for name in PAINTERS:
-            average, latest = model.average[name], getattr(model, name)
-            torch._foreach_lerp_(list(average.parameters()), list(latest.parameters()), rate)
+        if hasattr(model, "average"):
+            model.average.follow(model, self.stage.ema_decay, step)
 
     def _tell(self) -> dict[str, list[torch.Tensor]]:
         return self.start.told([e.before for e in self._shown], [e.instruction for e in self._shown])
@@ -349,7 +260,7 @@ def edit(recipe: Recipe, name: str, run: Path, **options) -> Path:
     begun.model.to(device).eval()
     begun.parts["vae"].to(device).eval()
     multiple = vae_scale(begun.parts["vae"]) * begun.packing
-    cache = build_cache(out / "cache", pairs, begun.model, begun.processor, begun.parts["vae"], begun.conditioning,
-                        multiple, options.get("workers", 1))  # fmt: skip
+    reader = Reader(begun.model, begun.processor, begun.conditioning, bool(stage.planned))
+    cache = build_cache(out / "cache", pairs, reader, begun.parts["vae"], multiple, options.get("workers", 1))
     task = EditTask(stage, begun, cache, pairs, recipe.seed)
     return train(name, stage, task, out, seed=recipe.seed, fsdp=recipe.fsdp, **options)

@@ -7,6 +7,7 @@ The model that sees and the autoencoder are frozen while the painter learns, so 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,18 +22,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, ProcessorMixin
 
 from edit.conditioning import Conditioning, embed
 from edit.latents import encode, target_size
 from training.edit_folder import load_edits
-from training.recipe import EditStage
+from training.edit_places import NUMBERS, PLACES, describe
+from training.recipe import EditStage, PrimerStage
 from training.vae import to_pixels
 from training.world.edits import draw_edit
 from training.world.sample import stream
 
 SHARD = 256  # pairs a file
 PAIRS_AT_ONCE = 32
-DENSE = (4, 8)  # steps of a dense pair
+WITHOUT = 4  # times the dropout is the share of pairs that are read without an instruction too, up to all
+DENSE, DENSE_PLAINLY = (2, 8), (2, 5)  # steps of a dense pair told in short, and in sentences
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Pair:
     Attributes:
         changed: (height, width) of the pictures, True where the edit is; None where that is not known.
         plan: what becomes of what, in the world's short form; empty where that is not known, or all that is told.
+        places: see `training.edit_places.describe`; None where that is not known.
+        without: whether it is to be read without an instruction too, for guidance.
     """
 
     before: Image.Image
@@ -49,6 +55,8 @@ class Pair:
     instruction: str
     changed: np.ndarray | None
     plan: str = ""
+    places: np.ndarray | None = None
+    without: bool = True
 
     def planned(self, conditioning: Conditioning) -> str:
         """What the painter is told where the edit was planned."""
@@ -62,59 +70,143 @@ class Pairs(Dataset):
         self.stage, self.seed = stage, seed
         self.edits = load_edits(stage.edits) if stage.edits else None
 
+    @property
+    def settings(self) -> dict:
+        """What they depend on, apart from their number."""
+        names = ("edits", "families", "easy", "size", "dense", "dropout")
+        return {"seed": self.seed} | {name: getattr(self.stage, name) for name in names}
+
     def __len__(self) -> int:
         return self.stage.pairs if self.edits is None else len(self.edits)
 
     def __getitem__(self, i: int) -> Pair:
+        without = stream("without", self.seed, i).random() < without_share(self.stage)
         if self.edits is not None:
             pair = self.edits[i]
-            return Pair(pair.reference, pair.target, pair.instruction, None)
+            return Pair(pair.reference, pair.target, pair.instruction, None, without=without)
         rng = stream("edit", self.seed, i)
         split = "easy" if rng.random() < self.stage.easy else "train"
         if self.stage.dense and rng.random() < self.stage.dense:
-            edit = draw_edit(rng.getrandbits(48), split, "multi", size=self.stage.size, steps=rng.randint(*DENSE))
-            return Pair(edit.before, edit.after, "; ".join(edit.steps), edit.changed)
-        family = rng.choice(self.stage.families) if self.stage.families else None
-        edit = draw_edit(rng.getrandbits(48), split, family, size=self.stage.size)
-        return Pair(edit.before, edit.after, edit.instruction, edit.changed, "; ".join(edit.steps))
+            plainly = rng.random() < 0.5
+            steps = rng.randint(*(DENSE_PLAINLY if plainly else DENSE))
+            edit = draw_edit(rng.getrandbits(48), split, "multi", size=self.stage.size, steps=steps)
+        else:
+            plainly = True
+            family = rng.choice(self.stage.families) if self.stage.families else None
+            edit = draw_edit(rng.getrandbits(48), split, family, size=self.stage.size)
+        plan = "; ".join(edit.steps)
+        instruction, plan = (edit.instruction, plan) if plainly else (plan, "")
+        return Pair(edit.before, edit.after, instruction, edit.changed, plan, describe(*edit.pages), without)
+
+
+def without_share(stage: EditStage) -> float:
+    """Of the pairs, how many are read without an instruction too: few samples learn from that, and it is read as long
+    as an instruction."""
+    return min(1.0, WITHOUT * stage.dropout)
+
+
+class PrimerPairs(Dataset):
+    """The pairs of the primer: full pages on which most things change, told by no words."""
+
+    def __init__(self, stage: PrimerStage, seed: int):
+        self.stage, self.seed = stage, seed
+
+    @property
+    def settings(self) -> dict:
+        names = ("easy", "size", "things", "changes")
+        return {"seed": self.seed} | {name: getattr(self.stage, name) for name in names}
+
+    def __len__(self) -> int:
+        return self.stage.pairs
+
+    def __getitem__(self, i: int) -> Pair:
+        rng = stream("primer", self.seed, i)
+        split = "easy" if rng.random() < self.stage.easy else "train"
+        things, changes = rng.randint(*self.stage.things), rng.randint(*self.stage.changes)
+        edit = draw_edit(rng.getrandbits(48), split, "multi", size=self.stage.size, steps=changes, things=things)
+        return Pair(edit.before, edit.after, "", edit.changed, places=describe(*edit.pages))
 
 
 class EditCache(Dataset):
     """What the frozen models say of every pair, on disk.
 
     Item i is `{reference, target: (channels, height, width) normalised latents, changed: (height, width) 1 where
-    the edit is, embedding: (tokens, width), unconditional: likewise, with an empty instruction}`, and `planned`, with
-    the plan behind the instruction, where the stage wants it; as float32.
+    the edit is, places: (places, numbers), see `training.edit_places`}` and the embeddings by the names in `told`:
+    `embedding: (tokens, width)`, `planned`, with the plan behind it, and with some pairs `unconditional`, without an
+    instruction; as float32.
     """
 
-    def __init__(self, folder: Path, count: int, planned: bool = False):
-        self.folder, self.count, self.planned = folder, count, planned
+    def __init__(self, folder: Path, count: int, told: tuple[str, ...]):
+        self.folder, self.count, self.told = folder, count, told
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         shard, own = self._open[i // SHARD], i % SHARD
-        names = ["reference", "target", "changed", "embedding", "unconditional"]
-        if self.planned:
-            names.append("planned")
+        names = ["reference", "target", "changed", "places", *self.told]
+        if f"{own}.unconditional" in self._names[i // SHARD]:
+            names.append("unconditional")
         return {name: shard.get_tensor(f"{own}.{name}").float() for name in names}
 
     @cached_property
     def _open(self) -> list:
         return [safe_open(self.folder / _shard_name(s), "pt") for s in range(-(-self.count // SHARD))]
 
+    @cached_property
+    def _names(self) -> list[set[str]]:
+        return [set(shard.keys()) for shard in self._open]
+
     def __getstate__(self) -> dict:
         """Without the open files: a worker opens its own."""
-        return {"folder": self.folder, "count": self.count, "planned": self.planned}
+        return {"folder": self.folder, "count": self.count, "told": self.told}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The frozen model that sees, and how it is asked.
+
+    Attributes:
+        planned: whether the pairs are read with their plans too.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    conditioning: Conditioning
+    planned: bool = False
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        return ("embedding", *["planned"] * self.planned)
+
+    def __call__(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor]]:
+        """The embeddings of some pairs, in half precision on the CPU."""
+        told = [{"embedding": pair.instruction} for pair in batch]
+        for pair, texts in zip(batch, told, strict=True):
+            if self.planned:
+                texts["planned"] = pair.planned(self.conditioning)
+            if pair.without:
+                texts["unconditional"] = ""
+        # A picture that is told the same twice is read once, and texts of a length together: padding is read too.
+        asked = sorted(
+            {(i, text) for i, texts in enumerate(told) for text in texts.values()}, key=lambda ask: (len(ask[1]), ask)
+        )
+        made = {}
+        for part in (asked[start : start + PAIRS_AT_ONCE] for start in range(0, len(asked), PAIRS_AT_ONCE)):
+            pictures, words = [batch[i].before for i, _ in part], [text for _, text in part]
+            made |= zip(part, embed(self.model, self.processor, pictures, words, self.conditioning), strict=True)
+        return [
+            {name: made[i, text].half().cpu().clone() for name, text in texts.items()} for i, texts in enumerate(told)
+        ]
 
 
 def build_cache(
-    folder: Path, pairs: Pairs, model, processor, vae, conditioning: Conditioning, multiple: int, workers: int = 1
+    folder: Path, pairs: Pairs | PrimerPairs, reader: Reader | None, vae, multiple: int, workers: int = 1
 ) -> EditCache:
     """Encodes the pairs into `folder`, shard by shard; what is there already is kept. Processes share the work.
 
     Args:
+        reader: makes the embeddings; None where none are wanted.
         multiple: pixels that the sides of an edited picture are a multiple of.
 
     A folder of the same pairs, fewer or more of them, is one to go on with.
@@ -124,9 +216,10 @@ def build_cache(
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same(folder / "cache.json", pairs, model, vae, conditioning, multiple)
+    _check_same(folder / "cache.json", pairs, reader, vae, multiple)
     state.wait_for_everyone()
     shards = range(-(-len(pairs) // SHARD))
+    vae.to(memory_format=torch.channels_last)  # three times as fast on a CPU
     missing = [s for s in shards if not (folder / _shard_name(s)).exists()][state.process_index :: state.num_processes]
     console = Console(stderr=True, quiet=not state.is_main_process)
     for shard in track(missing, "encoding pairs", console=console):
@@ -135,13 +228,13 @@ def build_cache(
         # Fewer workers than pairs at once would wait for pictures; they draw the next ones while these are encoded.
         loader = DataLoader(pairs, batch_size=PAIRS_AT_ONCE, sampler=own, num_workers=workers, collate_fn=list)
         for start, batch in zip(range(0, len(own), PAIRS_AT_ONCE), loader, strict=True):
-            for offset, item in enumerate(_encoded(batch, pairs.stage, multiple, model, processor, vae, conditioning)):
+            for offset, item in enumerate(_encoded(batch, pairs.stage.size, multiple, reader, vae)):
                 tensors |= {f"{start + offset}.{name}": value for name, value in item.items()}
         partial = folder / f"{_shard_name(shard)}.partial"
         save_file(tensors, partial)
         os.replace(partial, folder / _shard_name(shard))
     state.wait_for_everyone()
-    return EditCache(folder, len(pairs), bool(pairs.stage.planned))
+    return EditCache(folder, len(pairs), reader.told if reader else ())
 
 
 def _shard_name(shard: int) -> str:
@@ -149,42 +242,29 @@ def _shard_name(shard: int) -> str:
 
 
 @torch.inference_mode()
-def _encoded(batch: list[Pair], stage: EditStage, multiple: int, model, processor, vae, conditioning: Conditioning):
+def _encoded(batch: list[Pair], side: int, multiple: int, reader: Reader | None, vae):
     """The cache's entries of some pairs, in half precision on the CPU."""
-    before = [pair.before for pair in batch]
-    told = {"embedding": [pair.instruction for pair in batch], "unconditional": [""] * len(batch)}
-    if stage.planned:
-        told["planned"] = [pair.planned(conditioning) for pair in batch]
-    # A picture that is told the same twice is read once, and texts of a length together: padding is read too.
-    texts = sorted(
-        {text for words in told.values() for text in enumerate(words)}, key=lambda text: (len(text[1]), text)
-    )
-    made = {}
-    for part in (texts[start : start + PAIRS_AT_ONCE] for start in range(0, len(texts), PAIRS_AT_ONCE)):
-        words = [words for _, words in part]
-        made |= zip(part, embed(model, processor, [before[i] for i, _ in part], words, conditioning), strict=True)
-    for i, pair in enumerate(batch):
-        size = target_size(*pair.before.size, stage.size, multiple)
+    read = reader(batch) if reader else [{}] * len(batch)
+    for pair, embeddings in zip(batch, read, strict=True):
+        size = target_size(*pair.before.size, side, multiple)
         reference, target = encode(vae, to_pixels([pair.before, pair.after], size)).half().cpu()
         grid = target.shape[1:]
         changed = torch.zeros(grid, dtype=torch.float16)
         if pair.changed is not None:
             mask = torch.from_numpy(pair.changed).float()[None, None]
             changed = functional.adaptive_max_pool2d(mask, grid)[0, 0].half()
-        embeddings = {name: made[i, words[i]].half().cpu().clone() for name, words in told.items()}
+        places = torch.full((PLACES, NUMBERS), torch.nan) if pair.places is None else torch.from_numpy(pair.places)
         yield {"reference": reference.contiguous(), "target": target.contiguous(), "changed": changed,
-               **embeddings}  # fmt: skip
+               "places": places.half(), **embeddings}  # fmt: skip
 
 
-def _check_same(path: Path, pairs: Pairs, model, vae, conditioning: Conditioning, multiple: int) -> None:
+def _check_same(path: Path, pairs: Pairs | PrimerPairs, reader: Reader | None, vae, multiple: int) -> None:
     """A cache belongs to the models and pairs it was made with; embeddings of another model would teach nonsense."""
-    stage = pairs.stage
-    made_with = {
-        "edits": stage.edits, "pairs": len(pairs), "families": stage.families, "easy": stage.easy, "size": stage.size,
-        "seed": pairs.seed, "conditioning": conditioning.to_dict(), "vision_language": _digest(model),
-        "vae": _digest(vae), "planned": bool(stage.planned), "dense": stage.dense,
-        "multiple": multiple,
-    }  # fmt: skip
+    made_with = pairs.settings | {"pairs": len(pairs), "vae": _digest(vae), "multiple": multiple}
+    if reader:
+        made_with |= {"conditioning": reader.conditioning.to_dict(), "vision_language": _digest(reader.model),
+                      "planned": reader.planned}  # fmt: skip
+    made_with = json.loads(json.dumps(made_with))  # as it will be read
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else made_with | {"pairs": 0}
     if different := [key for key in made_with if key != "pairs" and before.get(key) != made_with[key]]:
         raise ValueError(

@@ -14,7 +14,7 @@ from training.publish import check_size, read_log
 from training.recipe import EditStage, Recipe, RecipeError
 from vlm.answering import ModelError, load
 
-STAGES = ("vae", "edit", "edit_joint")
+STAGES = ("vae", "edit_primer", "edit", "edit_joint")
 
 CARD = """---
 license: apache-2.0

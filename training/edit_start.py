@@ -7,7 +7,7 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -126,7 +126,29 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     torch.manual_seed(seed)
     parts = mini_editor(model, connector=stage.connector, transformer=channels | stage.transformer)
     parts["vae"] = vae
+    primer = stage.primer or str(run / "edit_primer" / "model")
+    if stage.primer or Path(primer).is_dir():
+        _take_primer(parts, primer)
     return Start(parts, model, processor, found["vision_language"], options)
+
+
+def _take_primer(parts: dict, primer: str) -> None:
+    """The transformer that has learnt to draw, and a connector which tells it nothing but what the primer did."""
+    parts["transformer"] = like(parts["transformer"], primer)
+    torch.nn.init.zeros_(parts["connector"].pooled_projection.weight)
+
+
+def like(transformer: FluxTransformer2DModel, saved: str) -> FluxTransformer2DModel:
+    """The saved transformer, which must have the sizes of the fresh one. Raises `RecipeError` where it does not."""
+    found = FluxTransformer2DModel.from_pretrained(saved)
+    for name, wanted in transformer.config.items():
+        has = found.config.get(name)
+        if not name.startswith("_") and (tuple(has) if isinstance(has, list) else has) != (
+            tuple(wanted) if isinstance(wanted, list) else wanted
+        ):
+            raise RecipeError(f"the transformer of {saved} has {name} {has}, the stage wants {wanted}; give it the "
+                              f"`transformer` and `layout` of the stage that made it.")  # fmt: skip
+    return found
 
 
 def _view_side(processor: ProcessorMixin, source: str) -> int:

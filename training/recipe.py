@@ -204,12 +204,52 @@ class Layout(_Strict):
     reference_channels: bool | None = None
 
 
+class PrimerStage(Schedule):
+    """The transformer of a fresh editor, before any model that sees has a part in it.
+
+    It learns to draw from what becomes of each place, see `training.edit_places`, on full pages of the world most of
+    which changes: many lessons in drawing for each one in reading.
+
+    Attributes:
+        primer: a saved one to go on from, a folder, instead of fresh weights.
+        vae: what it paints with; None takes the run's `vae`.
+        transformer: values of the preset that are replaced.
+        pairs, easy: how many, and the share of the world's easiest split.
+        things, changes: least and most of a page.
+        size: side of the pictures, in pixels.
+        changed_weight, ema_decay, layout: see `EditStage`.
+    """
+
+    steps: int = Field(gt=0)
+    primer: str | None = None
+    vae: str | None = None
+    transformer: dict = {}
+    layout: Layout = Layout()
+    pairs: int = Field(16384, gt=0)
+    easy: float = Field(0.3, ge=0, le=1)
+    things: tuple[int, int] = (4, 14)
+    changes: tuple[int, int] = (6, 16)
+    size: int = Field(128, gt=0)
+    changed_weight: float = Field(0.0, ge=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _possible(self):
+        for name, least, most in (("things", 1, 16), ("changes", 2, 32)):
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} is {[low, high]}; give least and most, {least} to {most}")
+        return self
+
+
 class EditStage(Schedule):
     """The editor's connector and transformer, by flow matching.
 
     Attributes:
         editor: a saved editor to go on from, folder or hub id; None starts fresh weights of the `mini` preset.
         released: or released Step1X-Edit weights to go on from, a `.safetensors` file or a folder of them.
+        primer: the transformer that a fresh editor begins with, a folder; None takes the run's `edit_primer`, if there
+            is one, or fresh weights.
         vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`. With `released`
             the model those weights were trained with (a folder or hub id) and the FLUX VAE's `.safetensors` file.
         connector, transformer, conditioning: values of the preset that are replaced.
@@ -221,8 +261,9 @@ class EditStage(Schedule):
         planned: share of the samples that are told the plan's short form, as `plan` writes it; see
             `edit.conditioning.Conditioning.planned`. Where the plan says the place, painting is learnt apart from
             finding.
-        dense: share of the world's pairs that have four to eight steps, told in the plan's short form alone: as many
-            lessons in what words and places come to, where one instruction is one.
+        dense: share of the world's pairs that have many steps: as many lessons in what words and places come to, where
+            one instruction is one. Half of them are two to five orders in sentences, half two to eight in the plan's
+            short form alone.
         foresight: weight of a second loss, see `training.edit.Foresight`; 0 for none.
         foresight_steps: the first steps learn that alone, at a third of the time.
         changed_weight: extra weight of latents in which the asked change lies; 0 weighs all alike.
@@ -235,6 +276,7 @@ class EditStage(Schedule):
     steps: int = Field(gt=0)
     editor: str | None = None
     released: str | None = None
+    primer: str | None = None
     vision_language: str | None = None
     vae: str | None = None
     connector: dict = {}
@@ -266,6 +308,8 @@ class EditStage(Schedule):
             raise ValueError("`foresight_steps` learn the foresight alone; give `foresight` a weight")
         if self.layout != Layout() and (self.editor or self.released):
             raise ValueError("`layout` is that of the weights to go on from; give one of a fresh editor alone")
+        if self.primer and (self.editor or self.released):
+            raise ValueError("`primer` is where a fresh editor begins; this one goes on from other weights")
         if self.editor and self.released:
             raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
         if self.released and not (self.vision_language and self.vae):
@@ -317,6 +361,7 @@ class Stages(TypedDict, total=False):
     pretrain: Stage
     sft: Stage
     vae: VaeStage
+    edit_primer: PrimerStage
     edit: EditStage
     edit_joint: EditStage
 

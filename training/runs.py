@@ -4,8 +4,9 @@ from pathlib import Path
 
 from training.curves import draw_curves
 from training.edit import edit
+from training.edit_primer import edit_primer
 from training.pretrain import pretrain
-from training.recipe import EditStage, Recipe, RecipeError
+from training.recipe import EditStage, PrimerStage, Recipe, RecipeError
 from training.sft import sft
 from training.vae import vae
 
@@ -32,6 +33,8 @@ def run_stage(recipe: Recipe, stage: str, out: Path | None = None, model: str | 
         return pretrain(recipe, run / stage, **options)
     if stage == "vae":
         return vae(recipe, run / stage, **options)
+    if isinstance(recipe.stages[stage], PrimerStage):
+        return edit_primer(recipe, stage, run, **options)
     if isinstance(recipe.stages[stage], EditStage):
         return edit(recipe, stage, run, **options)
     return sft(recipe, model or _start_of_sft(recipe, run), run / stage, **options)
