@@ -21,9 +21,8 @@ def locate_editor(model: str = "mini") -> Path:
         folder = checkpoints() / EDITOR
         if not folder.is_dir():
             raise ModelError(
-                f"the mini editor is not at {folder}; none is shipped yet: train one (`python -m training vae`, then "
-                f"`edit`) and publish it there (`python -m training publish --stage edit`), or give the folder of "
-                f"a saved one."
+                f"the mini editor is not at {folder}; bring it back (`git checkout checkpoints`), train one "
+                f"(`python -m training all --recipe mini`) and publish it there, or give the folder of a saved one."
             )
     else:
         folder = Path(model).expanduser()

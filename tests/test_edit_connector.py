@@ -57,6 +57,22 @@ def test_the_noise_level_moves_the_text_and_not_the_pooled_vector():
     assert torch.equal(pooled, same)
 
 
+@torch.no_grad()
+def test_what_is_yes_or_no_is_said_clearly(tmp_path):
+    options = {name: value for name, value in make_parts()["connector"].config.items() if not name.startswith("_")}
+    connector = EditConnector(**options | {"sharpened": ((0, 3), (5, 6))})
+    hidden, level = torch.randn(2, 5, 48), torch.tensor([0.2, 0.7])
+    (text, pooled), (raw, same) = connector(hidden, level), connector.refine(hidden, level)
+    assert torch.equal(pooled, same) and torch.equal(text[..., 3:5], raw[..., 3:5])
+    assert torch.equal(text[..., 6:], raw[..., 6:])
+    sharp = connector.sharpen(torch.tensor([0.2, 0.8, 0.5, 0.2, 0.2, 1.0] + [0.2] * (raw.shape[-1] - 6)))
+    assert sharp[0] < 0.02 and sharp[1] > 0.98 and sharp[2] == 0.5 and sharp[5] > 0.999 and (sharp[6:] == 0.2).all()
+    connector.save_pretrained(tmp_path)
+    torch.testing.assert_close(EditConnector.from_pretrained(tmp_path)(hidden, level)[0], text)
+    with pytest.raises(ValueError, match=r"channels 3 to 999; the text stream has"):
+        EditConnector(**options | {"sharpened": ((3, 999),)})
+
+
 def test_saved_and_loaded(tmp_path):
     connector = make_parts()["connector"]
     connector.save_pretrained(tmp_path)

@@ -60,5 +60,6 @@ def test_foresight_needs_places(small_run, tmp_path):
             run_stage(recipe, "edit", tmp_path / name, workers=0)
     with pytest.raises(ValueError, match="give `foresight` a weight"):
         EditStage(steps=4, batch_size=1, foresight_steps=3)
-    with pytest.raises(ValueError, match="of 3 steps 3 are to learn the foresight alone"):
-        EditStage(steps=3, batch_size=1, foresight=1.0, foresight_steps=3)
+    with pytest.raises(ValueError, match="of 3 steps 4 are to learn the foresight alone"):
+        EditStage(steps=3, batch_size=1, foresight=1.0, foresight_steps=4)
+    assert EditStage(steps=3, batch_size=1, foresight=1.0, foresight_steps=3).part(2) == (0, 3)

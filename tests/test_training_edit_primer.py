@@ -12,7 +12,7 @@ from edit import EditPipeline
 from edit.configuration import PRESETS
 from training.edit_batches import Painting
 from training.edit_pairs import PrimerPairs
-from training.edit_places import describe
+from training.edit_places import NUMBERS, SHARPENED, describe
 from training.edit_primer import PrimerTask, paint_by_places
 from training.edit_start import start
 from training.recipe import PrimerStage, RecipeError
@@ -72,8 +72,13 @@ def test_an_editor_begins_with_it(primed):
     folder, recipe = primed
     primer = FluxTransformer2DModel.from_pretrained(folder / "edit_primer" / "model").state_dict()
     parts = start(recipe.stages["edit"], folder, 0).parts
-    assert all(torch.equal(primer[name], value) for name, value in parts["transformer"].state_dict().items())
+    taken = parts["transformer"].state_dict()
+    assert torch.equal(taken["context_embedder.weight"][:, :NUMBERS], primer["context_embedder.weight"][:, :NUMBERS])
+    # What the primer did not tell is not heard, until it is learnt.
+    assert not taken["context_embedder.weight"][:, NUMBERS:].any()
     assert not parts["connector"].pooled_projection.weight.any()
+    assert all(torch.equal(primer[name], taken[name]) for name in primer if name != "context_embedder.weight")
+    assert tuple(map(tuple, parts["connector"].config.sharpened)) == SHARPENED
     model = run_stage(recipe, "edit", folder, workers=0)
     assert EditPipeline.from_pretrained(model).transformer.config.in_channels == 512
 

@@ -92,7 +92,7 @@ class Editor(nn.Module):
         embeddings = batch["embeddings"] if read is None else read(batch["pictures"], batch["instructions"])
         hidden, mask = pad(embeddings, self.conditioning.padded_tokens)
         level = levels(batch, mu)
-        text, pooled = self.connector(hidden, level, mask)
+        text, pooled = self.connector.refine(hidden, level, mask)
         foreseen = 0.0
         if self.foresight is not None:
             foreseen = self.foresight(text, batch["places"])
@@ -100,7 +100,7 @@ class Editor(nn.Module):
                 # Processes that share their gradients wait for those of all weights.
                 shared = PartialState().num_processes > 1
                 return foreseen + 0.0 * sum(p.sum() for p in self.transformer.parameters()) if shared else foreseen
-        size = batch["target"].shape[-2:]
+        text, size = self.connector.sharpen(text), batch["target"].shape[-2:]
         given, told, bias = text_stream(mask, *size, self.conditioning, self.painting.packing, hidden.dtype)
         return self.painting.error(self.transformer, batch, level, text[:, given], pooled, told, bias) + foreseen
 

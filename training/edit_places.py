@@ -28,6 +28,8 @@ FIELDS: dict[str, tuple] = {
 }  # fmt: skip
 INDEX = {(name, value): i for i, (name, value) in enumerate((n, v) for n, values in FIELDS.items() for v in values)}
 PLACES, NUMBERS = GRID**2, len(INDEX)
+# All but the spots are yes or no: as ranges of channels, see `edit.connector`.
+SHARPENED = ((0, INDEX["spot", "across"]), (INDEX["spot", "down"] + 1, NUMBERS))
 
 
 def describe(before: Page | TextPage, after: Page | TextPage) -> np.ndarray:

@@ -128,7 +128,7 @@ def _card(recipe: Recipe, run: Path, stage: str, pipeline: EditPipeline, folder:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     summary = json.loads(report.read_text(encoding="utf-8").strip().splitlines()[-1]) if report else None
     return CARD.format(
-        name=recipe.name,
+        name=folder.parent.name,
         parameters=f"Parameters: {', '.join(counts)}",
         size=max(pipeline.config.size_levels),
         data=_data(recipe.stages[stage]),

@@ -17,6 +17,7 @@ from edit.checkpoints import load_released, load_released_vae
 from edit.conditioning import Conditioning
 from edit.configuration import PRESETS, mini_editor, new_scheduler
 from edit.latents import PACKING, token_channels
+from training.edit_places import NUMBERS, SHARPENED
 from training.recipe import EditStage, RecipeError
 from vlm.answering import load
 from vlm.configuration import view_tokens
@@ -124,7 +125,8 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     vae = AutoencoderKL.from_pretrained(found["vae"])
     channels = token_channels(vae, options["packing"], options["reference_channels"])
     torch.manual_seed(seed)
-    parts = mini_editor(model, connector=stage.connector, transformer=channels | stage.transformer)
+    sharpened = {"sharpened": SHARPENED} if stage.foresight else {}
+    parts = mini_editor(model, connector=sharpened | stage.connector, transformer=channels | stage.transformer)
     parts["vae"] = vae
     primer = stage.primer or str(run / "edit_primer" / "model")
     if stage.primer or Path(primer).is_dir():
@@ -135,7 +137,9 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
 def _take_primer(parts: dict, primer: str) -> None:
     """The transformer that has learnt to draw, and a connector which tells it nothing but what the primer did."""
     parts["transformer"] = like(parts["transformer"], primer)
-    torch.nn.init.zeros_(parts["connector"].pooled_projection.weight)
+    with torch.no_grad():
+        parts["transformer"].context_embedder.weight[:, NUMBERS:] = 0
+        parts["connector"].pooled_projection.weight.zero_()
 
 
 def like(transformer: FluxTransformer2DModel, saved: str) -> FluxTransformer2DModel:

@@ -265,7 +265,8 @@ class EditStage(Schedule):
             one instruction is one. Half of them are two to five orders in sentences, half two to eight in the plan's
             short form alone.
         foresight: weight of a second loss, see `training.edit.Foresight`; 0 for none.
-        foresight_steps: the first steps learn that alone, at a third of the time.
+        foresight_steps: the first steps learn that alone, at a third of the time; where all do, the painter stays what
+            the primer made it.
         changed_weight: extra weight of latents in which the asked change lies; 0 weighs all alike.
         ema_decay: of the averaged weights that are saved; 0 saves the last ones.
         lora: trains adapters alone, and saves them alone.
@@ -322,9 +323,9 @@ class EditStage(Schedule):
         if self.lora and self.lora.fp8 and not (self.gradient_checkpointing and self.precision == "bf16"):
             raise ValueError("`lora.fp8` computes in bfloat16 and must not keep its weights in it for the gradients; "
                              "add `precision: bf16` and `gradient_checkpointing: true`")  # fmt: skip
-        if self.foresight_steps >= self.steps:
-            raise ValueError(f"of {self.steps} steps {self.foresight_steps} are to learn the foresight alone; leave "
-                             "some to the painter")  # fmt: skip
+        if self.foresight_steps > self.steps:
+            raise ValueError(f"of {self.steps} steps {self.foresight_steps} are to learn the foresight alone; give at "
+                             "most as many")  # fmt: skip
         return self
 
     def part(self, step: int) -> tuple[int, int]:
