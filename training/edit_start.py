@@ -125,7 +125,8 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     vae = AutoencoderKL.from_pretrained(found["vae"])
     channels = token_channels(vae, options["packing"], options["reference_channels"])
     torch.manual_seed(seed)
-    sharpened = {"sharpened": SHARPENED} if stage.foresight else {}
+    width = (PRESETS["mini"]["transformer"] | stage.transformer)["joint_attention_dim"]
+    sharpened = {"sharpened": SHARPENED} if stage.foresight and width >= NUMBERS else {}
     parts = mini_editor(model, connector=sharpened | stage.connector, transformer=channels | stage.transformer)
     parts["vae"] = vae
     primer = stage.primer or str(run / "edit_primer" / "model")
