@@ -1,8 +1,8 @@
 """Stage `edit_primer`: a fresh transformer learns to draw, told by numbers what becomes of each place.
 
 Drawing and reading are learnt apart: `edit` takes these weights and teaches the connector to spell the same numbers
-(`training.edit.Foresight`), then both together. The world alone has pages on which nearly everything changes, so a step
-holds ten times the lessons in drawing that as many instructions would.
+(`training.edit.Foresight`), alone or then both together. The world alone has pages on which nearly everything changes,
+so a step holds several times the lessons in drawing that as many instructions would.
 """
 
 from collections.abc import Iterable
