@@ -26,8 +26,8 @@ POLL_SECONDS = 0.1
 
 ABOUT = (
     "The model reads picture and instruction, and its embeddings steer a diffusion transformer that repaints the "
-    "whole picture. **mini** is taught twelve kinds of edits of drawn scenes, such as recolouring, moving, adding and "
-    "removing shapes; it has never seen a photograph."
+    "whole picture. **mini** knows drawn scenes alone and does what it is told one time in five or six, most often "
+    "adding, removing or recolouring a shape; it has never seen a photograph."
 )
 CSS = """
 #edit-picture img { width: 100%; height: 100%; object-fit: contain; }
