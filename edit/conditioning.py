@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from PIL import Image
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -17,9 +18,10 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from edit.latents import PACKING, text_ids
 
-# What the painter may be told: everything; the instruction read without the picture; or the bare embeddings of its
-# words, which no layer of the model has read.
+# What the painter may be told: everything; the instruction read without the picture; or the embeddings of its words and
+# their positions, which no layer of the model has read.
 SOURCES = ("picture", "instruction", "words")
+BLANK = (128, 128, 128)
 
 
 class ConditioningError(ValueError):
@@ -37,7 +39,8 @@ class Conditioning:
         max_tokens: embeddings a pair may have, the picture's included.
         padded_tokens: the length to which the transformer sees every text stream padded, 640 at the released size; 0
             where padding is hidden from it.
-        source: one of `SOURCES`.
+        source: one of `SOURCES`. Where it is not `picture` and there is a `view_side`, a blank picture stands in for
+            each, so that there are tokens for all places whatever is told.
         view_side: tokens a side of the one square view in which the model sees every picture; they then stand at their
             places, see `latents.text_ids`. 0 as in Step1X-Edit, and for a model that cuts pictures into several views.
         only_places: whether those tokens are all that the transformer is given. The connector has then put into them
@@ -80,10 +83,6 @@ class Conditioning:
             ) from error
         if "\0" not in told:
             raise ConditioningError(f"planned is {self.planned!r}, without the plan; put '{{plan}}' where it comes.")
-        if self.view_side and self.source != "picture":
-            raise ConditioningError(
-                f"view_side is {self.view_side}, but the source {self.source!r} has no picture to place; use 0."
-            )
         if self.only_places and not self.view_side:
             raise ConditioningError(
                 "only_places leaves nothing of a picture without places; give its view_side, or leave only_places out."
@@ -128,7 +127,7 @@ def embed(
     """The embedding of every (picture, instruction) pair, read in one batch.
 
     Args:
-        pictures: as many as instructions; ignored unless the conditioning's source is `picture`.
+        pictures: as many as instructions; of other sources than `picture`, no more than their sizes count.
 
     Returns:
         One (tokens, width) tensor a pair, of its own length, on the model's device and in its precision.
@@ -136,9 +135,8 @@ def embed(
     Raises:
         ConditioningError: nothing is left of a pair, or it is longer than `max_tokens` or the model's context.
     """
-    sees = conditioning.source == "picture"
     conversations = [
-        _about(conditioning.prefix, [picture] * sees, instruction)
+        _about(conditioning.prefix, _shown(picture, conditioning), instruction)
         for picture, instruction in zip(pictures, instructions, strict=True)
     ]
     inputs = _tokenize(processor, conversations).to(model.device, model.dtype)
@@ -154,7 +152,7 @@ def embed(
     if conditioning.view_side:
         _check_view(inputs["input_ids"], model.config.image_token_id, conditioning.view_side)
     if conditioning.source == "words":
-        hidden = model.get_input_embeddings()(inputs["input_ids"])
+        hidden = _with_positions(model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
     else:
         # Through the whole model, not its body: offloading hooks watch the whole. One row of logits is made at most.
         states = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states
@@ -189,6 +187,22 @@ def _check_view(input_ids: torch.Tensor, image_token: int, view_side: int) -> No
                 f"the model sees a picture in {count} tokens, view_side {view_side} means {view_side**2}; use the root "
                 f"of {count}, or 0 where that is not one square view."
             )
+
+
+def _shown(picture: Image.Image, conditioning: Conditioning) -> list[Image.Image]:
+    if conditioning.source == "picture":
+        return [picture]
+    return [Image.new("RGB", picture.size, BLANK)] if conditioning.view_side else []
+
+
+def _with_positions(embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of the position beside what a token is (arXiv 1706.03762, section 3.5), both of one size: the
+    connector knows no order."""
+    width = embeddings.shape[-1]
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    code = get_1d_sincos_pos_embed_from_grid(width, positions.flatten(), output_type="pt")
+    code = code.unflatten(0, positions.shape).to(embeddings)
+    return functional.rms_norm(embeddings, (width,)) + code * 2**0.5
 
 
 def _about(prefix: str, pictures: list[Image.Image], instruction: str) -> list[dict]:

@@ -113,7 +113,28 @@ def test_what_the_painter_is_not_told():
         assert torch.equal(*told[blind])
     assert told["words"][0].shape == told["instruction"][0].shape
     ids = inputs_of(processor, user("make it red"))["input_ids"][0, DROPPED:]
-    assert torch.equal(told["words"][0], model.get_input_embeddings()(ids))
+    words = torch.nn.functional.rms_norm(model.get_input_embeddings()(ids), (model.config.text_config.hidden_size,))
+    positions = told["words"][0] - words
+    assert positions.square().mean(-1).allclose(torch.ones(len(ids)), atol=1e-4), "a word and its place weigh alike"
+    assert torch.cdist(positions, positions).add(torch.eye(len(ids)) * 9).min() > 0.1, "no two places are alike"
+
+
+def test_blank_pictures_keep_the_places_of_what_is_not_seen():
+    model, processor = make_model(), make_processor()
+    pictures = [noise(32, 32, n) for n in (0, 1)]
+    told = {}
+    for source in ("picture", "instruction", "words"):
+        how = Conditioning(dropped_tokens=DROPPED, source=source, view_side=2, max_tokens=80)
+        told[source] = [embed(model, processor, [picture], ["make it red"], how)[0] for picture in pictures]
+    assert len({own.shape for owns in told.values() for own in owns}) == 1
+    assert not torch.allclose(*told["picture"], atol=1e-2)
+    for blind in ("instruction", "words"):
+        assert torch.equal(*told[blind])
+        places = told[blind][0][1 : 1 + 2**2]
+        assert (places[0] - places[1]).abs().max() > 1e-3, "a place can be told from the next"
+    padded = Conditioning(dropped_tokens=DROPPED, source="words", view_side=2, max_tokens=80)
+    both = embed(model, processor, pictures, ["make it red", "make the star next to it green"], padded)
+    assert torch.allclose(both[0], told["words"][0], atol=1e-5), "padding moves no position"
 
 
 def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
@@ -139,7 +160,6 @@ def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
         ('{"planned": "{plan} {x}"}', "no template .*it may name {instruction} and {plan}"),
         ('{"planned": "{plan}}"}', "no template"),
         ('{"planned": 3}', "planned is 3"),
-        ('{"source": "words", "view_side": 4}', "no picture to place; use 0"),
         ('{"only_places": true}', "give its view_side, or leave only_places out"),
     ],
 )

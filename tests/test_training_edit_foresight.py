@@ -52,7 +52,7 @@ def test_foresight_needs_places(small_run, tmp_path):
     vae = str(small_run / "vae" / "model")
     narrow = {"connector": PAINTER["connector"] | {"attention_head_dim": 32},
               "transformer": PAINTER["transformer"] | {"joint_attention_dim": 64}}  # fmt: skip
-    for name, change in (("blind", {"conditioning": {"source": "words"}}), ("narrow", narrow)):
+    for name, change in (("unplaced", {"conditioning": {"view_side": 0, "only_places": False}}), ("narrow", narrow)):
         recipe = small_recipe(tmp_path / name, edit={"vae": vae})
         stage = recipe.stages["edit"]
         recipe.stages["edit"] = EditStage.model_validate(stage.model_dump() | change)

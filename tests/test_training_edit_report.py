@@ -87,10 +87,10 @@ def test_what_the_painter_is_told_is_one_switch(told, small_run):
     embeddings = {}
     for source, folder in told.items():
         pipeline = EditPipeline.from_pretrained(folder)
-        assert pipeline.conditioning.source == source and bool(pipeline.conditioning.view_side) == (source == "picture")
+        assert pipeline.conditioning.source == source and pipeline.conditioning.view_side
         pictures = [draw_edit(seed, "test", size=64).before for seed in range(2)]
         embeddings[source] = pipeline.encode_prompt(pictures, ["make the star red"] * 2)
-    assert len(embeddings["picture"][0]) > len(embeddings["words"][0]) == len(embeddings["instruction"][0])
+    assert len({len(told[0]) for told in embeddings.values()}) == 1, "they differ in what is told, not in how much"
     for source, (one, other) in embeddings.items():
         assert torch.allclose(one, other, atol=1e-4) == (source != "picture"), source
     assert not torch.allclose(embeddings["instruction"][0], embeddings["words"][0], atol=0.1)

@@ -17,7 +17,7 @@ from edit.configuration import PRESETS
 from training.world import numbers, scenes
 from training.world.edit_pages import Page, TextPage, draw_page
 from training.world.edit_phrases import LANGUAGES, TEMPLATES, thing_name
-from training.world.edit_steps import HELD_OUT_GROUNDS, Desk
+from training.world.edit_steps import HELD_OUT_GROUNDS, ROUND, Desk
 from training.world.edits import EDIT_FAMILIES, HELD_OUT_WORDS, draw_edit
 from training.world.sample import SPLITS, NotAskable, stream
 from training.world.sheet import edit_sheet
@@ -141,6 +141,8 @@ def test_every_family_changes_what_it_says():
             assert old.thing.place != new.thing.place and old.thing.radius == new.thing.radius
         for old, new in changes(draw_edit(seed, "train", "replace")):
             assert old.thing.shape != new.thing.shape and old.thing.place == new.thing.place
+            # What cannot be seen of the old thing does not show in the new one.
+            assert new.thing.rotation == (0 if old.thing.shape in ROUND else old.thing.rotation)
         for old, new in changes(draw_edit(seed, "train", "restyle")):
             assert old.style != new.style and old.thing == new.thing
         assert [bool(old) for old, _ in changes(draw_edit(seed, "train", "add"))] == [False]
@@ -191,6 +193,8 @@ def test_many_steps_are_done_on_one_page(split):
     for edit in edits:
         assert {int(part) for part in np.unique(edit.parts)} - {0} and edit.verifier(edit.after).success
         assert sum(step.startswith("background") for step in edit.steps) <= 1
+    said = "; ".join(step for edit in edits for step in edit.steps)
+    assert all(word in said for word in ("swap", "moves to", "goes", "appears", "background"))
     # Without it all is as it was.
     assert len({draw_edit(seed, "train", "multi").steps for seed in range(5)} & {e.steps for e in edits}) == 0
 

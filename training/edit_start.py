@@ -120,7 +120,7 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
         if not getattr(stage, name) and not Path(found[name]).is_dir():
             raise RecipeError(f"the editor needs {found[name]}: run `{own}` first, or name `{name}` in the stage.")
     model, processor = load(found["vision_language"], dtype=torch.float32)
-    side = _view_side(processor, stage.conditioning.get("source", "picture"))
+    side = _view_side(processor)
     options = _options("mini", stage, view_side=side, only_places=bool(side))
     vae = AutoencoderKL.from_pretrained(found["vae"])
     channels = token_channels(vae, options["packing"], options["reference_channels"])
@@ -156,10 +156,10 @@ def like(transformer: FluxTransformer2DModel, saved: str) -> FluxTransformer2DMo
     return found
 
 
-def _view_side(processor: ProcessorMixin, source: str) -> int:
+def _view_side(processor: ProcessorMixin) -> int:
     """`Conditioning.view_side` for a model of ours."""
     views = processor.image_processor
-    return 0 if views.local_crops or source != "picture" else isqrt(view_tokens(views.image_size, views.patch_size))
+    return 0 if views.local_crops else isqrt(view_tokens(views.image_size, views.patch_size))
 
 
 def _options(preset: str, stage: EditStage, **conditioning) -> dict:

@@ -57,8 +57,7 @@ def told_otherwise(recipe: Recipe, source: str) -> tuple[Recipe, str]:
         raise RecipeError(f"recipe {recipe.name!r} has no stage 'edit'; it has {', '.join(recipe.stages)}.")
     if own.conditioning.get("source", "picture") == source:
         return recipe, "edit"
-    other = own.model_copy(update={"conditioning": own.conditioning | {"source": source},
-                                   "foresight": 0.0, "foresight_steps": 0})  # fmt: skip
+    other = own.model_copy(update={"conditioning": own.conditioning | {"source": source}})
     name = f"edit_{source}"
     return recipe.model_copy(update={"stages": recipe.stages | {name: other}}), name
 

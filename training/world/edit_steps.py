@@ -25,6 +25,7 @@ FACTORS = {"bigger": 1.5, "smaller": 1 / 1.5, "double": 2.0, "half": 0.5}
 NEW_RADII = {"small": 0.055, "medium": 0.078, "big": 0.111}
 SMALLEST_RADIUS = 0.038
 ALIKE = 75  # two tones nearer than this are not a visible change; red and orange are further apart
+ROUND = ("circle", "ring")
 CLEAR = 110  # the least distance of a new colour to the background, and of a new background to what lies on it
 EXTREMES = {"left": ("x", 1), "right": ("x", -1), "up": ("y", 1), "down": ("y", -1)}
 
@@ -257,7 +258,10 @@ def substitute(desk: Desk, page: Page) -> Step:
             and (keeps_colour or _visible(TONES[c][0], page))
         )
     )
-    new = Item(replace(item.thing, colour=colour, shape=shape), item.tone if keeps_colour else TONES[colour][0])
+    # How a circle was turned cannot be seen; what takes its place stands upright.
+    turned = 0.0 if item.thing.shape in ROUND else item.thing.rotation
+    thing = replace(item.thing, colour=colour, shape=shape, rotation=turned)
+    new = Item(thing, item.tone if keeps_colour else TONES[colour][0])
     new_name = phrases.new_name(None if keeps_colour else colour, shape, "medium", desk.language, desk.voice)
     return _becomes(
         page, index, new, desk.say("replace", a=desk.call(named), new=new_name), f"becomes {colour} {shape}"

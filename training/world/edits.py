@@ -44,6 +44,9 @@ MONOSPACED = ("DejaVuSansMono", "DejaVuSansMono-Bold")
 # Steps of a longer instruction; counting changes too much to be combined.
 LETTERS = "ABCDEF"  # of what is meant; three steps name two things each at most
 COMBINED = ("recolour", "resize", "move", "add", "remove", "replace", "background", "restyle")
+# Of an instruction of many steps, how often each comes beside the others: what takes more to draw comes more often.
+MANY = {"recolour": 1, "resize": 1, "move": 2, "add": 1, "remove": 1, "replace": 2, "restyle": 1, "swap": 1}
+MANY_ON_A_NEW_GROUND = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +200,9 @@ def _draw_shapes(
     kinds = [family]
     if many:
         # Some cannot be done on the page as it then is; a background is set once.
-        kinds = rng.sample([k for k in COMBINED if k != "background"] * many + ["background"], 3 * many)
+        kinds = rng.choices(tuple(MANY), tuple(MANY.values()), k=3 * many)
+        if rng.random() < MANY_ON_A_NEW_GROUND:
+            kinds.insert(rng.randrange(many), "background")
     elif family == "multi":
         kinds = rng.sample(COMBINED, 2 if split == "easy" or rng.random() < 0.6 else 3)
     steps: list[Step] = []
