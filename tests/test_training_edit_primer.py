@@ -81,6 +81,18 @@ def test_an_editor_begins_with_it(primed):
     assert tuple(map(tuple, parts["connector"].config.sharpened)) == SHARPENED
     model = run_stage(recipe, "edit", folder, workers=0)
     assert EditPipeline.from_pretrained(model).transformer.config.in_channels == 512
+    # A trained editor can be given another painter, and keeps what it reads.
+    trained = EditPipeline.from_pretrained(model)
+    again = recipe.stages["edit"].model_copy(
+        update={"editor": str(model), "primer": str(folder / "edit_primer" / "model")}
+    )
+    given = start(again, folder, 0).parts
+    assert all(torch.equal(given["transformer"].state_dict()[name], taken[name]) for name in taken)
+    read = given["connector"].state_dict()
+    assert all(
+        torch.equal(read[n], own)
+        for n, own in trained.connector.token_refiner.state_dict(prefix="token_refiner.").items()
+    )
 
 
 def test_an_interrupted_primer_goes_on_to_the_same_curve(primed, tmp_path, monkeypatch):
@@ -121,8 +133,8 @@ def test_what_does_not_fit_is_named(primed, tmp_path):
     for wrong in ({"things": (0, 4)}, {"things": (5, 4)}, {"changes": (1, 4)}, {"changes": (4, 99)}):
         with pytest.raises(ValueError, match="give least and most"):
             PrimerStage(steps=1, batch_size=1, **wrong)
-    with pytest.raises(ValueError, match="`primer` is where a fresh editor begins"):
-        type(stage).model_validate(stage.model_dump() | {"primer": "there", "editor": "here"})
+    with pytest.raises(ValueError, match="`released` weights have their own"):
+        type(stage).model_validate(stage.model_dump() | {"primer": "there", "released": "here"})
     for things in (0, 17):
         with pytest.raises(ValueError, match=f"things is {things} for steps 4"):
             draw_edit(0, "train", "multi", steps=4, things=things)

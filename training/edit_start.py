@@ -98,6 +98,8 @@ def _saved(stage: EditStage, dtype: torch.dtype) -> Start:
     options = {name: pipeline.config[name] for name in OPTIONS}
     options["conditioning"] = options["conditioning"] | stage.conditioning
     parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
+    if stage.primer:
+        _take_primer(parts, stage.primer)
     where = pipeline.config.vision_language
     beside = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
     path = str(beside) if not where or beside.is_dir() else where

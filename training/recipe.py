@@ -249,7 +249,7 @@ class EditStage(Schedule):
         editor: a saved editor to go on from, folder or hub id; None starts fresh weights of the `mini` preset.
         released: or released Step1X-Edit weights to go on from, a `.safetensors` file or a folder of them.
         primer: the transformer that a fresh editor begins with, a folder; None takes the run's `edit_primer`, if there
-            is one, or fresh weights.
+            is one, or fresh weights. With `editor` it takes the place of that one's.
         vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`. With `released`
             the model those weights were trained with (a folder or hub id) and the FLUX VAE's `.safetensors` file.
         connector, transformer, conditioning: values of the preset that are replaced.
@@ -309,8 +309,8 @@ class EditStage(Schedule):
             raise ValueError("`foresight_steps` learn the foresight alone; give `foresight` a weight")
         if self.layout != Layout() and (self.editor or self.released):
             raise ValueError("`layout` is that of the weights to go on from; give one of a fresh editor alone")
-        if self.primer and (self.editor or self.released):
-            raise ValueError("`primer` is where a fresh editor begins; this one goes on from other weights")
+        if self.primer and self.released:
+            raise ValueError("`primer` is a transformer of the world's; `released` weights have their own")
         if self.editor and self.released:
             raise ValueError("both `editor` and `released` are given; a stage goes on from one of them")
         if self.released and not (self.vision_language and self.vae):
