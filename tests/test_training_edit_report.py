@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from edit_recipe import ROOT, small_recipe
@@ -15,6 +16,8 @@ from edit.loading import load_editor
 from training.edit_publish import publish_editor
 from training.edit_report import compare_edit_reports, edit_report, print_edit_report
 from training.edit_thought import Thinking
+from training.foreign import print_foreign
+from training.foreign_edits import TOOLS, foreign_edits, redraw_edit
 from training.recipe import RecipeError
 from training.runs import run_stage, told_otherwise
 from training.world.edits import EDIT_FAMILIES, draw_edit
@@ -41,6 +44,58 @@ def test_the_report_has_every_family_and_the_ceiling(small_run, tmp_path):
     assert len((tmp_path / "edits.jsonl").read_text().splitlines()) == 2 * len(EDIT_FAMILIES)
     with pytest.raises(ValueError, match="no split named 'train'"):
         edit_report(str(small_run / "edit" / "model"), samples=1, splits=("train",))
+
+
+def test_what_the_editor_is_told_is_what_it_paints(small_run, monkeypatch):
+    """By plan its words are the world's own; by numbers no word counts."""
+    monkeypatch.setattr("training.edit_report.EDIT_FAMILIES", ("remove", "text"))
+    editor, given = str(small_run / "edit" / "model"), []
+    painted = EditPipeline.__call__
+
+    def call(pipeline, pictures, instructions, **options):
+        given.append(instructions)
+        return painted(pipeline, pictures, instructions, **options)
+
+    monkeypatch.setattr(EditPipeline, "__call__", call)
+    summary = edit_report(editor, 2, ("test",), 1, told="plan")
+    size = max(load_editor(editor).config.size_levels)
+    edits = [draw_edit(seed, "test", "remove", size=size) for seed in range(2)]
+    how = load_editor(editor).conditioning
+    assert summary["told"] == "plan" and given[0] == [how.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
+    given.clear()
+    summary = edit_report(editor, 3, ("test",), 1, None, 2, told="numbers")
+    assert summary["told"] == "numbers" and summary["families"]["remove"]["n"] == 3 and not given
+    for wrong in ({"told": "hints"}, {"told": "plan", "thinking": Thinking(candidates=2)}):
+        with pytest.raises(ValueError, match="give one of instruction, plan, numbers, and the first"):
+            edit_report(editor, 1, ("test",), 1, **wrong)
+    monkeypatch.setattr("training.edit_report.NUMBERS", 10**6)
+    with pytest.raises(ValueError, match="tell numbers to an editor that began with `edit_primer`"):
+        edit_report(editor, 1, ("test",), 1, told="numbers")
+
+
+@pytest.mark.parametrize("tool", ("matplotlib", "photo"))
+def test_edits_are_redrawn_by_other_tools(tool):
+    for seed, family in enumerate(TOOLS[tool]):
+        native = draw_edit(seed, "test", family)
+        edit = redraw_edit(native, tool)
+        assert edit.before.size == edit.after.size == edit.parts.shape[::-1] != native.before.size
+        assert set(np.unique(edit.parts)) == set(np.unique(native.parts)), "every change is there to be judged"
+        assert edit.verifier(edit.after).success and not edit.verifier(edit.before).success
+    again = redraw_edit(native, tool)
+    assert (again.before.tobytes(), again.after.tobytes()) == (edit.before.tobytes(), edit.after.tobytes())
+
+
+def test_an_editor_is_judged_on_foreign_pictures(small_run, tmp_path, capsys):
+    editor = str(small_run / "edit" / "model")
+    results = foreign_edits(editor, 1, tmp_path)
+    assert set(results) == set(TOOLS) and (tmp_path / "photo.png").stat().st_size > 1000
+    assert results["matplotlib"]["foreign"]["n"] == results["matplotlib"]["native"]["n"] == 1
+    print_foreign(results | {"svg": {"skipped": "no cairo"}}, as_json=True, figure="success")
+    printed = capsys.readouterr().out
+    assert "The same edits" in printed and "no cairo" in printed
+    assert json.loads(printed.splitlines()[-1])["photo"] == results["photo"]
+    with pytest.raises(ValueError, match="samples is 0"):
+        foreign_edits(editor, 0)
 
 
 def test_thinking_is_reported_with_its_cost(small_run, tmp_path, monkeypatch):

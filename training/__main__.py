@@ -97,6 +97,9 @@ class Report:
     """Pictures painted for each edit, of which the model keeps the best (edits only)."""
     reflections: int = 0
     """Results the model inspects at most, to accept, retry or roll back (edits only)."""
+    told: Literal["instruction", "plan", "numbers"] = "instruction"
+    """What the editor is told: the instruction, the world's own plan, or numbers, by which the painter alone is judged
+    (edits only)."""
 
 
 @dataclass
@@ -143,13 +146,16 @@ class Speed:
 @dataclass
 class Foreign:
     """Accuracy on scenes drawn by other tools (SVG through cairo, matplotlib, a warped and compressed photo-like
-    view), beside the native drawing of the same scenes."""
+    view), beside the native drawing of the same scenes; or an editor's success on them."""
 
+    edits: bool = False
+    """Judge edits instead of answers."""
     model: str = "mini"
+    """mini, a folder, or a hub id; with --edits, mini or the folder of an editor."""
     samples: int = 60
     """Scenes a tool."""
     out: Path | None = None
-    """A folder for the pictures."""
+    """A folder for the pictures, or for a sheet of the edits."""
     json: bool = False
     """End with one JSON line."""
 
@@ -209,8 +215,8 @@ def run(command) -> None:
 
             thinking = Thinking(command.plan, command.candidates, command.reflections)
             how = (command.samples, command.splits, command.steps, command.guidance, command.batch_size)
-            summary = edit_report(command.model or "mini", *how, command.out, thinking)
-            summary |= compare_edit_reports(command.against, *how, None, thinking)
+            summary = edit_report(command.model or "mini", *how, command.out, thinking, command.told)
+            summary |= compare_edit_reports(command.against, *how, None, thinking, command.told)
             print_edit_report(summary, as_json=command.json)
         case Report():
             from training.report import print_report, report
@@ -235,6 +241,12 @@ def run(command) -> None:
             from training.speed import print_speed, speed
 
             print_speed(speed(load_recipe(command.recipe), command.steps), as_json=command.json)
+        case Foreign(edits=True):
+            from training.foreign import print_foreign
+            from training.foreign_edits import foreign_edits
+
+            results = foreign_edits(command.model, command.samples, command.out)
+            print_foreign(results, as_json=command.json, figure="success")
         case Foreign():
             from training.foreign import foreign, print_foreign
 

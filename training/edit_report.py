@@ -7,12 +7,16 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from edit import EditPipeline
 from edit.loading import load_editor
+from training.edit_batches import Painting
+from training.edit_places import NUMBERS
+from training.edit_primer import paint_by_places
 from training.edit_sheet import results_sheet
 from training.edit_thought import Thinking, paint_with_thought, thinking_figures
 from training.intervals import mean_of, wilson
@@ -20,6 +24,9 @@ from training.vae import psnr, reconstruct, to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
 
 SHOWN = 2  # edits a family on the sheet
+# What an editor is told: the instruction; the world's own plan, as if it had planned without fault; or what becomes of
+# each place, in numbers, by which the painter alone is judged.
+TOLD = ("instruction", "plan", "numbers")
 SPLITS = {"test": ("families", "mean"), "held_out": ("held_out_families", "held_out_compositions"),
           "hard": ("hard_families", "hard")}  # fmt: skip
 
@@ -33,6 +40,7 @@ def edit_report(
     batch_size: int = 16,
     out: Path | None = None,
     thinking: Thinking | None = None,
+    told: str = "instruction",
 ) -> dict:
     """Edits `samples` pictures a family and split (seeds from 0) and scores the results.
 
@@ -41,36 +49,42 @@ def edit_report(
         steps, guidance: of sampling; the editor's own by default.
         out: a folder for `edits.png` (input, output, truth) and `edits.jsonl`, a row an edit.
         thinking: paints one edit at a time, with plan, candidates and inspections as asked.
+        told: one of `TOLD`; `numbers` only of an editor whose transformer began with `edit_primer`.
 
     Returns:
         `families`: {name: {success, n, interval, change, preservation, ceiling, ceiling_psnr}} on `test`, where
         `ceiling` is the success of the truth itself after it went through the autoencoder, and `ceiling_psnr` its
         likeness to the truth in dB; `mean` of the successes with `mean_interval`; `held_out_compositions` and `hard`
-        likewise. Fractions, but for the dB. `source` says what the editor is told, see `edit.conditioning.SOURCES`.
-        With thinking, `{split}_thinking` has `edit_thought.thinking_figures`.
+        likewise. Fractions, but for the dB. `source` is what the editor reads, see `edit.conditioning.SOURCES`. With
+        thinking, `{split}_thinking` has `edit_thought.thinking_figures`.
 
     Raises:
-        ValueError: nothing asked for, or an unknown split.
+        ValueError: nothing asked for, an unknown split, or told what it cannot be.
         ModelError: there is no such editor.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples is {samples} and batch_size {batch_size}; both must be at least 1.")
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise ValueError(f"no split named {unknown[0]!r}; there are {', '.join(SPLITS)}.")
+    thinks = thinking is not None and thinking.asked
+    if told not in TOLD or (thinks and told != "instruction"):
+        raise ValueError(f"told is {told!r}; give one of {', '.join(TOLD)}, and the first of them with thinking.")
     pipeline = load_editor(editor)
     pipeline.set_progress_bar_config(disable=True)
     size = max(pipeline.config.size_levels)
     started, rows, shown = time.perf_counter(), [], []
-    summary: dict = {"editor": editor, "source": pipeline.conditioning.source, "samples_per_family": samples}
+    summary: dict = {"editor": editor, "source": pipeline.conditioning.source, "told": told,
+                     "samples_per_family": samples}  # fmt: skip
     for split in splits:
         scored, thoughts = {}, []
         for family in track(EDIT_FAMILIES, f"{split:9}", console=Console(stderr=True)):
             edits = [draw_edit(seed, split, family, size=size) for seed in range(samples)]
-            if thinking is not None and thinking.asked:
+            if thinks:
                 painted, own_thoughts = paint_with_thought(pipeline, edits, thinking, steps, guidance)
                 thoughts += own_thoughts
             else:
-                painted, own_thoughts = _painted(pipeline, edits, steps, guidance, batch_size), [{}] * len(edits)
+                painted = paint(pipeline, edits, steps, guidance, batch_size, told)
+                own_thoughts = [{}] * len(edits)
             scored[family], own = _score(pipeline, edits, painted)
             rows += [row | thought for row, thought in zip(own, own_thoughts, strict=True)]
             shown += list(zip(edits, painted, strict=True))[:SHOWN]
@@ -92,16 +106,40 @@ def compare_edit_reports(editors: Sequence[str], *arguments) -> dict[str, list[d
     return {"against": [edit_report(editor, *arguments) for editor in editors]} if editors else {}
 
 
-def _painted(pipeline: EditPipeline, edits: list[Edit], steps, guidance, batch_size: int) -> list:
+def paint(
+    pipeline: EditPipeline,
+    edits: list[Edit],
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 16,
+    told: str = "instruction",
+) -> list[Image.Image]:
+    """The edits as the editor makes them, each with its own seed; see `edit_report` for the arguments."""
+    if told == "numbers":
+        return _paint_by_places(pipeline, edits, steps, batch_size)
     generators = [torch.Generator().manual_seed(edit.seed) for edit in edits]
+    words = [e.instruction for e in edits]
+    if told == "plan":
+        words = [pipeline.conditioning.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
     return pipeline(
         [e.before for e in edits],
-        [e.instruction for e in edits],
+        words,
         generator=generators,
         num_inference_steps=steps,
         guidance_scale=guidance,
         batch_size=batch_size,
     ).images
+
+
+def _paint_by_places(pipeline: EditPipeline, edits: list[Edit], steps, batch_size: int) -> list:
+    width = pipeline.transformer.config.joint_attention_dim
+    if width < NUMBERS:
+        raise ValueError(f"the transformer's text stream has {width} channels, and a place takes {NUMBERS}; tell "
+                         f"numbers to an editor that began with `edit_primer`.")  # fmt: skip
+    parts = pipeline.transformer, pipeline.vae, pipeline.scheduler, Painting.of(pipeline.config)
+    steps = steps or pipeline.config.num_inference_steps
+    batches = (edits[first : first + batch_size] for first in range(0, len(edits), batch_size))
+    return [image for batch in batches for image in paint_by_places(*parts, batch, steps, batch[0].seed)]
 
 
 def _score(pipeline: EditPipeline, edits: list[Edit], painted: list) -> tuple[dict, list[dict]]:
@@ -132,7 +170,7 @@ def print_edit_report(summary: dict, *, as_json: bool) -> None:
     for split, (by_family, name) in SPLITS.items():
         if by_family not in summary:
             continue
-        table = Table(title=f"edits, {split}: {summary['editor']}")
+        table = Table(title=f"edits, {split}: {summary['editor']}, told by {summary['told']}")
         for column in ("family", "success", "95 %", "change", "preservation", "ceiling", "ceiling PSNR"):
             table.add_column(column, justify="left" if column == "family" else "right")
         for family, s in summary[by_family].items():

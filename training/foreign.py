@@ -117,13 +117,8 @@ def through_matplotlib(scene: Scene | Written | Chart) -> Image.Image:
 
 def as_photo(picture: Image.Image, rng: random.Random) -> Image.Image:
     """A photo-like view: slight perspective, uneven light, blur, JPEG."""
-    large = picture.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-    slack = 0.05 * PIXELS
-    corners = [(x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack))
-               for x, y in ((0, 0), (0, PIXELS), (PIXELS, PIXELS), (PIXELS, 0))]  # fmt: skip
-    quad = [v for corner in corners for v in corner]
     edge = picture.getpixel((1, 1))
-    warped = large.transform((PIXELS, PIXELS), Image.Transform.QUAD, quad, Image.Resampling.BICUBIC, fillcolor=edge)
+    warped = in_perspective(picture, rng, Image.Resampling.BICUBIC, edge)
     warped = warped.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.5)))
     angle, ramp = rng.uniform(0, 2 * math.pi), np.linspace(-0.5, 0.5, PIXELS)
     light = 1 + rng.uniform(0.05, 0.25) * (math.cos(angle) * ramp[None, :] + math.sin(angle) * ramp[:, None])
@@ -131,6 +126,16 @@ def as_photo(picture: Image.Image, rng: random.Random) -> Image.Image:
     stored = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(stored, "JPEG", quality=rng.randint(40, 75))
     return Image.open(stored).convert("RGB")
+
+
+def in_perspective(picture: Image.Image, rng: random.Random, resample: Image.Resampling, edge) -> Image.Image:
+    """Seen a little from the side, each corner moved by a twentieth of the side at most; `edge` fills what is bare."""
+    large = picture.resize((PIXELS, PIXELS), resample)
+    slack = 0.05 * PIXELS
+    corners = [(x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack))
+               for x, y in ((0, 0), (0, PIXELS), (PIXELS, PIXELS), (PIXELS, 0))]  # fmt: skip
+    quad = [v for corner in corners for v in corner]
+    return large.transform((PIXELS, PIXELS), Image.Transform.QUAD, quad, resample, fillcolor=edge)
 
 
 def redraw(sample: Sample, tool: str) -> Image.Image:
@@ -182,8 +187,10 @@ def _answers(network, processor, conversations: list, batch_size: int = 50) -> l
     ]
 
 
-def print_foreign(results: dict, *, as_json: bool) -> None:
-    table = Table(title="The same questions, drawn by other tools")
+def print_foreign(results: dict, *, as_json: bool, figure: str = "accuracy") -> None:
+    """`foreign`'s results, or `foreign_edits`' with the figure `success`."""
+    asked = "questions" if figure == "accuracy" else "edits"
+    table = Table(title=f"The same {asked}, drawn by other tools")
     for column in ("tool", "n", "drawn by it", "native"):
         table.add_column(column, justify="left" if column == "tool" else "right")
     for tool, result in results.items():
@@ -193,7 +200,7 @@ def print_foreign(results: dict, *, as_json: bool) -> None:
         cells = []
         for part in ("foreign", "native"):
             low, high = result[part]["interval"]
-            cells.append(f"{result[part]['accuracy']:.1%} [{low:.0%}, {high:.0%}]")
+            cells.append(f"{result[part][figure]:.1%} [{low:.0%}, {high:.0%}]")
         table.add_row(tool, str(result["foreign"]["n"]), *cells)
     Console().print(table)
     if as_json:
