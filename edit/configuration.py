@@ -76,11 +76,11 @@ PRESETS: dict[str, dict] = {
             "num_inference_steps": 4,
             "guidance_scale": 1.0,
         },
-        # A shape covers some 256 values: it shows through the noise at any level below about 0.95, and only above must
-        # the painter know from the instruction what is to be seen. What was learnt below is of no use in sampling, for
-        # there nothing shows through but what the painter itself has put there: one step passes as many edits as four.
-        # With Step1X-Edit's shift, below 0.47 for so few tokens, 1 % of the training samples lie above; with 3, 48 %;
-        # with this one, 98 %.
+        # A shape covers some 256 values: by their signal it shows through noise at levels below about 0.95, and only
+        # above must the painter know from the instruction what is to be seen. What was learnt below is of no use in
+        # sampling, for there nothing shows through but what the painter itself has put there: one step passes as many
+        # edits as four. With Step1X-Edit's shift, below 0.47 for so few tokens, 1 % of the training samples lie above;
+        # with 3, 48 %; with this one, 98 %.
         "scheduler": {"base_shift": 5.0, "max_shift": 5.0},
     },
     # Step1X-Edit: 0.54 B and 11.9 B parameters, and the FLUX VAE.

@@ -114,7 +114,10 @@ def paint(
     batch_size: int = 16,
     told: str = "instruction",
 ) -> list[Image.Image]:
-    """The edits as the editor makes them, each with its own seed; see `edit_report` for the arguments."""
+    """The edits as the editor makes them; see `edit_report` for the arguments.
+
+    Each has its own seed; told by numbers a batch has that of its first.
+    """
     if told == "numbers":
         return _paint_by_places(pipeline, edits, steps, batch_size)
     generators = [torch.Generator().manual_seed(edit.seed) for edit in edits]
