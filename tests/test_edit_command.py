@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from small_editor import draws, make_pipeline
 from small_vlm import noise
+from test_vlm_pictures import BAD, animation, encoded, rotated
 
 from edit.__main__ import main
 from edit.loading import load_editor
 from vlm.answering import CHECKPOINTS_VARIABLE, ModelError
+from vlm.pictures import open_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,6 +115,39 @@ def test_what_is_wrong_is_one_line(editor, picture, tmp_path, capsys, change, wo
     assert told.startswith("error: ") and words in told
     assert told.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
+
+
+UNUSUAL = {
+    "one-pixel.png": encoded(Image.new("RGB", (1, 1), "red")),
+    "line.png": encoded(Image.new("RGB", (400, 1), "red")),
+    "cmyk.jpg": encoded(Image.new("CMYK", (20, 16), (0, 255, 255, 0)), "JPEG"),
+    "transparent.png": encoded(Image.new("RGBA", (20, 16), (255, 0, 0, 9))),
+    "grey-and-alpha.png": encoded(Image.new("LA", (20, 16), (9, 9))),
+    "palette.png": encoded(noise(20, 16).convert("P"), transparency=3),
+    "sixteen-bit.png": encoded(Image.fromarray(np.arange(320, dtype=np.uint16).reshape(16, 20) * 200)),
+    "black-and-white.tif": encoded(noise(20, 16).convert("1"), "TIFF"),
+    "animation.gif": animation(),
+    "on-its-side.png": rotated(),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_pictures_are_edited_at_their_own_size(editor, tmp_path, capsys, name):
+    path, out = tmp_path / name, tmp_path / "out.png"
+    path.write_bytes(UNUSUAL[name])
+    code, _, told = run(path, "make it red", "-o", out, "--model", editor, "--steps", 1, capsys=capsys)
+    assert code == 0, told
+    made = Image.open(out)
+    assert made.mode == "RGB" and made.size == open_picture(path).size
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_broken_and_huge_pictures_are_refused_in_one_line(editor, tmp_path, capsys, name):
+    path = tmp_path / name
+    path.write_bytes(BAD[name][0])
+    code, said, told = run(path, "make it red", "-o", tmp_path / "out.png", "--model", editor, capsys=capsys)
+    assert (code, said) == (2, "") and told.startswith("error: ") and told.count("\n") == 1
+    assert BAD[name][1].replace(" (0 bytes)", "") in told and not (tmp_path / "out.png").exists()
 
 
 def test_an_editor_that_is_not_there_or_not_whole(tmp_path, editor, monkeypatch):

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from edit_recipe import PAINTER, small_recipe
+from PIL import Image
 
 from edit import EditPipeline
 from edit.configuration import PRESETS
@@ -64,11 +66,14 @@ def test_what_it_draws_follows_what_it_is_told(primed):
         return [picture.tobytes() for picture in drawn]
 
     assert paint(edits) == paint(edits) and all(picture.size == (64, 64) for picture in (e.before for e in edits))
+    # Each from noise of its own, whoever is beside it; the sums of two pictures differ from one's in the last bit.
+    alone = np.asarray(Image.frombytes("RGB", (64, 64), paint(edits[1:])[0]), np.int16)
+    assert np.abs(alone - np.asarray(Image.frombytes("RGB", (64, 64), paint(edits)[1]), np.int16)).max() <= 2
     other = edits[0].__class__(**vars(edits[0]) | {"pages": (edits[0].pages[0], edits[0].pages[0])})
     assert (describe(*other.pages) == 0).all() and paint([other, edits[1]])[0] != paint(edits)[0]
 
 
-def test_an_editor_begins_with_it(primed):
+def test_an_editor_begins_with_it(primed, tmp_path):
     folder, recipe = primed
     primer = FluxTransformer2DModel.from_pretrained(folder / "edit_primer" / "model").state_dict()
     parts = start(recipe.stages["edit"], folder, 0).parts
@@ -93,6 +98,14 @@ def test_an_editor_begins_with_it(primed):
         torch.equal(read[n], own)
         for n, own in trained.connector.token_refiner.state_dict(prefix="token_refiner.").items()
     )
+    # In a run with a primer of its own that is the one; but an editor of the same run keeps what both have learnt.
+    update = {"editor": str(model), "primer": None, "vision_language": None, "vae": None}
+    again = again.model_copy(update=update)
+    kept = start(again, folder, 0).parts["transformer"].state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in trained.transformer.state_dict().items())
+    shutil.copytree(folder / "edit_primer" / "model", tmp_path / "edit_primer" / "model")
+    given = start(again, tmp_path, 0).parts["transformer"].state_dict()
+    assert all(torch.equal(given[name], taken[name]) for name in taken)
 
 
 def test_an_interrupted_primer_goes_on_to_the_same_curve(primed, tmp_path, monkeypatch):

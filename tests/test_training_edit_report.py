@@ -168,7 +168,7 @@ def test_editors_are_compared_in_one_table(told, capsys):
 
 
 def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch):
-    recipe = small_recipe(small_run, vae={}, edit={})
+    recipe = small_recipe(small_run, vae={}, edit={"families": ["add", "count", "add"]})
     shutil.copytree(ROOT / "checkpoints" / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("editor", "vae"))
     report = tmp_path / "report.txt"
     report.write_text("a table\n" + json.dumps(edit_report(str(small_run / "edit" / "model"), 1, ("test",), 1)) + "\n")
@@ -182,7 +182,8 @@ def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch)
     card = (out / "README.md").read_text()
     weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
-    assert "`python -m training edit --recipe test`" in card and "| recolour |" in card and "12 pairs" in card
+    assert "`python -m training edit --recipe test`" in card and "| recolour |" in card
+    assert "12 pairs of add (2 times), count, " in card
 
     # Nothing is left behind, nor is what was there lost, where there is too much to ship.
     monkeypatch.setattr("training.publish.MOST_BYTES", 18_000_000)

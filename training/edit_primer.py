@@ -61,16 +61,16 @@ def told_by_places(
 @torch.inference_mode()
 def paint_by_places(
     transformer: FluxTransformer2DModel, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler,
-    painting: Painting, edits: list[Edit], steps: int, seed: int = 0,
+    painting: Painting, edits: list[Edit], steps: int,
 ) -> list[Image.Image]:  # fmt: skip
-    """The edits as the transformer draws them when it is told all there is to know."""
+    """The edits as the transformer draws them when it is told all there is to know; each from its own seed's noise."""
     before = encode(vae, to_pixels([edit.before for edit in edits], edits[0].before.size).to(vae.device))
     height, width = before.shape[-2:]
     reference = pack(before, painting.packing)
     places = torch.from_numpy(np.stack([describe(*edit.pages) for edit in edits])).to(reference)
     text, pooled, ids = told_by_places(transformer, places, painting.packing, (height, width))
-    generator = torch.Generator().manual_seed(seed)
-    latents = pack(torch.randn(before.shape, generator=generator).to(before), painting.packing)
+    noise = [torch.randn(before.shape[1:], generator=torch.Generator().manual_seed(edit.seed)) for edit in edits]
+    latents = pack(torch.stack(noise).to(before), painting.packing)
     where = image_ids(height, width, painting.reference_index, latents.device, painting.packing)
     for timestep in set_schedule(scheduler, steps, latents.shape[1], device=latents.device):
         level = (timestep / 1000).expand(len(latents)).to(latents)

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -159,7 +160,8 @@ def _commands(recipe: Recipe, done: list[str], stage: str) -> str:
 def _data(stage: EditStage) -> str:
     if stage.edits:
         return stage.edits
-    families = ", ".join(stage.families) if stage.families else "all families"
+    times = Counter(stage.families or ())
+    families = ", ".join(f"{name} ({n} times)" if n > 1 else name for name, n in times.items()) or "all families"
     return (
         f"`training.world.edits`, {stage.pairs:,} pairs of {families}, {stage.easy:.0%} of them of the split `easy`, "
         f"the others of `train`; nothing else"

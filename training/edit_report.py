@@ -114,10 +114,7 @@ def paint(
     batch_size: int = 16,
     told: str = "instruction",
 ) -> list[Image.Image]:
-    """The edits as the editor makes them; see `edit_report` for the arguments.
-
-    Each has its own seed; told by numbers a batch has that of its first.
-    """
+    """The edits as the editor makes them, each from its own seed; see `edit_report` for the arguments."""
     if told == "numbers":
         return _paint_by_places(pipeline, edits, steps, batch_size)
     generators = [torch.Generator().manual_seed(edit.seed) for edit in edits]
@@ -142,7 +139,7 @@ def _paint_by_places(pipeline: EditPipeline, edits: list[Edit], steps, batch_siz
     parts = pipeline.transformer, pipeline.vae, pipeline.scheduler, Painting.of(pipeline.config)
     steps = steps or pipeline.config.num_inference_steps
     batches = (edits[first : first + batch_size] for first in range(0, len(edits), batch_size))
-    return [image for batch in batches for image in paint_by_places(*parts, batch, steps, batch[0].seed)]
+    return [image for batch in batches for image in paint_by_places(*parts, batch, steps)]
 
 
 def _score(pipeline: EditPipeline, edits: list[Edit], painted: list) -> tuple[dict, list[dict]]:

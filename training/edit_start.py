@@ -87,19 +87,22 @@ def start(stage: EditStage, run: Path, seed: int) -> Start:
     # Adapters alone are trained in float32; what they adapt needs no more than the precision it is computed in.
     dtype = torch.bfloat16 if stage.lora and stage.precision == "bf16" else torch.float32
     if stage.editor:
-        return _saved(stage, dtype)
+        return _saved(stage, run, dtype)
     if stage.released:
         return _released(stage, dtype)
     return _fresh(stage, run, seed)
 
 
-def _saved(stage: EditStage, dtype: torch.dtype) -> Start:
+def _saved(stage: EditStage, run: Path, dtype: torch.dtype) -> Start:
     pipeline = EditPipeline.from_pretrained(stage.editor, dtype=dtype)
     options = {name: pipeline.config[name] for name in OPTIONS}
     options["conditioning"] = options["conditioning"] | stage.conditioning
     parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
-    if stage.primer:
-        _take_primer(parts, stage.primer)
+    primer = stage.primer or str(run / "edit_primer" / "model")
+    # An editor of this run has learnt with its primer already.
+    own = Path(stage.editor).resolve().is_relative_to(run.resolve())
+    if stage.primer or (Path(primer).is_dir() and not own):
+        _take_primer(parts, primer)
     where = pipeline.config.vision_language
     beside = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
     path = str(beside) if not where or beside.is_dir() else where

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,14 +156,8 @@ def foreign(model: str, samples: int, out: Path | None = None) -> dict:
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1.")
     network, processor = load(model)
-    results: dict[str, dict] = {}
-    for tool, families in TOOLS.items():
-        drawn = [draw_sample(seed, "test", families[seed % len(families)]) for seed in range(samples)]
-        try:
-            pictures = [redraw(s, tool) for s in track(drawn, tool, console=Console(stderr=True))]
-        except (ImportError, OSError) as error:
-            results[tool] = {"skipped": f"cairosvg or the cairo library is not installed ({error})".splitlines()[0]}
-            continue
+
+    def judge(tool: str, drawn: list[Sample], pictures: list[Image.Image]) -> dict:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             for sample, picture in zip(drawn[:24], pictures, strict=False):
@@ -172,10 +167,31 @@ def foreign(model: str, samples: int, out: Path | None = None) -> dict:
             turn = question(sample)
             turn[0]["content"][0] = {"type": "image", "image": picture}
             asked.append(turn)
-        results[tool] = {
+        return {
             "foreign": score(drawn, _answers(network, processor, asked)),
             "native": score(drawn, _answers(network, processor, [question(s) for s in drawn])),
         }
+
+    return by_tool(TOOLS, samples, draw_sample, redraw, judge)
+
+
+def by_tool(tools: dict[str, Sequence[str]], samples: int, draw: Callable, redraw: Callable, judge: Callable) -> dict:
+    """{tool: what `judge` makes of `samples` drawn things of its families and the same redrawn by it}, or why not.
+
+    Args:
+        draw: (seed, split, family) -> a thing of the world.
+        redraw: (thing, tool) -> the same drawn by the tool; an ImportError or OSError says that it is not installed.
+        judge: (tool, things, redrawn) -> its figures.
+    """
+    results: dict[str, dict] = {}
+    for tool, families in tools.items():
+        drawn = [draw(seed, "test", families[seed % len(families)]) for seed in range(samples)]
+        try:
+            redrawn = [redraw(thing, tool) for thing in track(drawn, tool, console=Console(stderr=True))]
+        except (ImportError, OSError) as error:
+            results[tool] = {"skipped": f"cairosvg or the cairo library is not installed ({error})".splitlines()[0]}
+            continue
+        results[tool] = judge(tool, drawn, redrawn)
     return results
 
 

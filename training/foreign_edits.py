@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from edit.loading import load_editor
 from training.edit_report import paint
 from training.edit_sheet import results_sheet
-from training.foreign import as_photo, in_perspective, through_cairo, through_matplotlib
+from training.foreign import as_photo, by_tool, in_perspective, through_cairo, through_matplotlib
 from training.intervals import wilson
 from training.world.edit_pages import Page
 from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
@@ -70,22 +68,18 @@ def foreign_edits(model: str, samples: int, out: Path | None = None) -> dict:
         raise ValueError(f"samples is {samples}; it must be at least 1.")
     pipeline = load_editor(model)
     pipeline.set_progress_bar_config(disable=True)
-    results: dict[str, dict] = {}
-    for tool, families in TOOLS.items():
-        drawn = [draw_edit(seed, "test", families[seed % len(families)]) for seed in range(samples)]
-        try:
-            redrawn = [redraw_edit(edit, tool) for edit in track(drawn, tool, console=Console(stderr=True))]
-        except (ImportError, OSError) as error:
-            results[tool] = {"skipped": f"cairosvg or the cairo library is not installed ({error})".splitlines()[0]}
-            continue
-        results[tool] = {}
+
+    def judge(tool: str, drawn: list[Edit], redrawn: list[Edit]) -> dict:
+        figures = {}
         for name, edits in (("foreign", redrawn), ("native", drawn)):
             painted = paint(pipeline, edits)
-            results[tool][name] = _figures(edits, painted)
+            figures[name] = _figures(edits, painted)
             if out is not None and name == "foreign":
                 out.mkdir(parents=True, exist_ok=True)
                 results_sheet(edits[:SHOWN], painted[:SHOWN]).save(out / f"{tool}.png")
-    return results
+        return figures
+
+    return by_tool(TOOLS, samples, draw_edit, redraw_edit, judge)
 
 
 def _figures(edits: list[Edit], painted: list[Image.Image]) -> dict:

@@ -249,7 +249,8 @@ class EditStage(Schedule):
         editor: a saved editor to go on from, folder or hub id; None starts fresh weights of the `mini` preset.
         released: or released Step1X-Edit weights to go on from, a `.safetensors` file or a folder of them.
         primer: the transformer that a fresh editor begins with, a folder; None takes the run's `edit_primer`, if there
-            is one, or fresh weights. With `editor` it takes the place of that one's.
+            is one, or fresh weights. With `editor` it takes the place of that one's, the run's own too unless the
+            editor is of the same run.
         vision_language, vae: what a fresh editor is built on; None takes the run's `sft` and `vae`. With `released`
             the model those weights were trained with (a folder or hub id) and the FLUX VAE's `.safetensors` file.
         connector, transformer, conditioning: values of the preset that are replaced.
