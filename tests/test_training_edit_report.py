@@ -185,6 +185,22 @@ def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch)
     assert "`python -m training edit --recipe test`" in card and "| recolour |" in card
     assert "12 pairs of add (2 times), count, " in card
 
+    # Another painter for the editor that is there.
+    primed = small_recipe(tmp_path / "primed", edit_primer={})
+    painter = EditPipeline.from_pretrained(out).transformer
+    with torch.no_grad():
+        painter.proj_out.bias.fill_(0.5)
+    painter.save_pretrained(tmp_path / "primed" / "edit_primer" / "model")
+    with pytest.raises(RecipeError, match=r"no editor in .*elsewhere.*publish `--stage edit` there first"):
+        publish_editor(primed, tmp_path / "primed", tmp_path / "mini" / "elsewhere", stage="edit_primer")
+    publish_editor(primed, tmp_path / "primed", out, stage="edit_primer")
+    again = load_editor("mini")
+    assert (again.transformer.proj_out.bias == 0.5).all()
+    assert torch.equal(again.transformer.proj_out.weight, shipped.transformer.proj_out.weight)
+    for a, b in zip(again.connector.parameters(), shipped.connector.parameters(), strict=True):
+        assert torch.equal(a, b) or not a.any()
+    assert "full pages told by numbers" in (out / "README.md").read_text()
+
     # Nothing is left behind, nor is what was there lost, where there is too much to ship.
     monkeypatch.setattr("training.publish.MOST_BYTES", 18_000_000)
     with pytest.raises(RecipeError, match=r"would hold 1[89]\.\d MB, at most 18 MB"):

@@ -171,7 +171,8 @@ class Publish:
     out: Path | None = None
     """checkpoints/RECIPE by default."""
     stage: str | None = None
-    """Whose model: pretrain, sft, edit or edit_joint; by default the last of the first two that the recipe has."""
+    """Whose model: pretrain, sft, edit or edit_joint, or edit_primer's transformer for the editor that is there; by
+    default the last of the first two that the recipe has."""
     report: Path | None = None
     """A file that ends with the JSON line of `report --json` (or `report --edits --json`), for the card's scores."""
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from edit import EditPipeline
+from training.edit_start import take_primer
 from training.publish import check_size, read_log
-from training.recipe import EditStage, Recipe, RecipeError
+from training.recipe import EditStage, PrimerStage, Recipe, RecipeError
 from vlm.answering import ModelError, load
 
 STAGES = ("vae", "edit_primer", "edit", "edit_joint")
@@ -57,7 +58,8 @@ SOURCES = {
 
 
 def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = None, stage: str = "edit") -> Path:
-    """Writes the editor that `stage` left in the run to `out`, whole or not at all.
+    """Writes the editor that `stage` left in the run to `out`, whole or not at all; of `edit_primer` the editor that is
+    there, with the transformer that stage left.
 
     Args:
         run: the folder of the run.
@@ -70,15 +72,18 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
             would lie beside; or all that is shipped would be too large.
     """
     own = recipe.stages.get(stage)
-    if not isinstance(own, EditStage):
-        edits = ", ".join(name for name, value in recipe.stages.items() if isinstance(value, EditStage))
+    if not isinstance(own, EditStage | PrimerStage):
+        edits = ", ".join(name for name, value in recipe.stages.items() if isinstance(value, EditStage | PrimerStage))
         raise RecipeError(f"recipe {recipe.name!r} has no editor's stage {stage!r}; it has {edits or 'none'}.")
     folder = run / stage / "model"
     if not folder.is_dir():
         raise RecipeError(f"{folder} is missing; finish `python -m training {_command(stage)} --recipe {recipe.name}`.")
-    if own.lora:
+    if isinstance(own, PrimerStage):
+        pipeline = _with_painter(out, folder)
+    elif own.lora:
         raise RecipeError(f"stage {stage!r} trains adapters alone; share {folder} as it is, it needs its base editor.")
-    pipeline = EditPipeline.from_pretrained(folder)
+    else:
+        pipeline = EditPipeline.from_pretrained(folder)
     beside = ".." if pipeline.config.vision_language else None
     if beside:
         _check_model(pipeline, out.parent)
@@ -96,6 +101,16 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
     return out
+
+
+def _with_painter(editor: Path, transformer: Path) -> EditPipeline:
+    if not editor.is_dir():
+        raise RecipeError(f"there is no editor in {editor} for this painter; publish `--stage edit` there first.")
+    pipeline = EditPipeline.from_pretrained(editor)
+    parts = {"transformer": pipeline.transformer, "connector": pipeline.connector}
+    take_primer(parts, str(transformer))
+    pipeline.register_modules(**parts)
+    return pipeline
 
 
 def _forget_paths(folder: Path) -> None:
@@ -157,7 +172,12 @@ def _commands(recipe: Recipe, done: list[str], stage: str) -> str:
     return ", then ".join(f"`python -m training {words} --recipe {recipe.name}`" for words in stages)
 
 
-def _data(stage: EditStage) -> str:
+def _data(stage: EditStage | PrimerStage) -> str:
+    if isinstance(stage, PrimerStage):
+        return (
+            f"`training.world.edits`, {stage.pairs:,} full pages told by numbers for the transformer, {stage.easy:.0%} "
+            f"of them of the split `easy`, the others of `train`; the other parts are those of the editor before"
+        )
     if stage.edits:
         return stage.edits
     times = Counter(stage.families or ())

@@ -102,7 +102,7 @@ def _saved(stage: EditStage, run: Path, dtype: torch.dtype) -> Start:
     # An editor of this run has learnt with its primer already.
     own = Path(stage.editor).resolve().is_relative_to(run.resolve())
     if stage.primer or (Path(primer).is_dir() and not own):
-        _take_primer(parts, primer)
+        take_primer(parts, primer)
     where = pipeline.config.vision_language
     beside = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
     path = str(beside) if not where or beside.is_dir() else where
@@ -136,11 +136,11 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     parts["vae"] = vae
     primer = stage.primer or str(run / "edit_primer" / "model")
     if stage.primer or Path(primer).is_dir():
-        _take_primer(parts, primer)
+        take_primer(parts, primer)
     return Start(parts, model, processor, found["vision_language"], options)
 
 
-def _take_primer(parts: dict, primer: str) -> None:
+def take_primer(parts: dict, primer: str) -> None:
     """The transformer that has learnt to draw, and a connector which tells it nothing but what the primer did."""
     parts["transformer"] = like(parts["transformer"], primer)
     with torch.no_grad():
