@@ -7,7 +7,7 @@ from edit_recipe import OPTIONS, PAINTER, small_recipe
 from edit.configuration import mini_editor
 from training.edit import Editor, EditSteps, Foresight
 from training.edit_pairs import EditCache
-from training.edit_places import NUMBERS, PLACES
+from training.edit_places import INDEX, NUMBERS, PLACES
 from training.recipe import EditStage, RecipeError
 from training.runs import run_stage
 from vlm.answering import load
@@ -45,6 +45,9 @@ def test_what_becomes_of_a_place_is_spelled_by_its_own_token():
     text[0, 1 + 5, 7] = 0.0
     assert foresight(text, places) == pytest.approx(2.0 * (1 + 3) / (PLACES + 3))  # one wrong place of weight 4
     text[1, 1, 0] = 1.0
+    assert foresight(text, places) == pytest.approx(2.0 * (4 / (PLACES + 3) + 1 / PLACES))
+    # A spot is told as well as read, to fractions of a pixel: a fifth of the way off is a wrong yes.
+    text[1, 1, 0], text[1, 1, INDEX["spot", "down"]] = 0.0, 0.2
     assert foresight(text, places) == pytest.approx(2.0 * (4 / (PLACES + 3) + 1 / PLACES))
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging
 
 from training.recipe import RecipeError, load_recipe
 from training.runs import run_all, run_stage, told_otherwise
@@ -268,6 +270,8 @@ def run(command) -> None:
 
 
 def main() -> None:
+    logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     command = tyro.cli(Command, prog="python -m training", description=__doc__)
     try:
         run(command)

@@ -25,7 +25,7 @@ from edit.flow import flow_shift, skip_reference_output
 from edit.latents import vae_scale
 from training.edit_batches import Average, EditSteps, Painting, levels
 from training.edit_pairs import EditCache, Pairs, Reader, build_cache
-from training.edit_places import NUMBERS, PLACES
+from training.edit_places import NUMBERS, PLACES, importance
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
 from training.loop import train
@@ -52,6 +52,7 @@ class Foresight(nn.Module):
     def __init__(self, weight: float, emphasis: float):
         super().__init__()
         self.weight, self.emphasis = weight, emphasis
+        self.register_buffer("importance", importance(), persistent=False)
 
     def forward(self, text: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Its squared error, summed over samples.
@@ -62,7 +63,7 @@ class Foresight(nn.Module):
         """
         said = text[:, 1 : 1 + PLACES, :NUMBERS].float()
         known = places.isfinite()
-        error = torch.where(known, said - places.nan_to_num(), 0.0).square().sum(-1)
+        error = torch.where(known, said - places.nan_to_num(), 0.0).square() @ self.importance
         weight = 1 + self.emphasis * (places.nan_to_num() != 0).any(-1)
         return self.weight * ((error * weight).sum(1) / weight.sum(1)).sum()
 

@@ -30,6 +30,16 @@ INDEX = {(name, value): i for i, (name, value) in enumerate((n, v) for n, values
 PLACES, NUMBERS = GRID**2, len(INDEX)
 # All but the spots are yes or no: as ranges of channels, see `edit.connector`.
 SHARPENED = ((0, INDEX["spot", "across"]), (INDEX["spot", "down"] + 1, NUMBERS))
+# A spot that is a fifth of half a cell off, 3 of 128 pixels, is as wrong as a yes for a no; by its own square it would
+# count 0.04.
+SPOT_WEIGHT = 25.0
+
+
+def importance() -> torch.Tensor:
+    """(numbers,): what the squared error of each counts."""
+    weights = torch.ones(NUMBERS)
+    weights[[INDEX["spot", "across"], INDEX["spot", "down"]]] = SPOT_WEIGHT
+    return weights
 
 
 def describe(before: Page | TextPage, after: Page | TextPage) -> np.ndarray:
