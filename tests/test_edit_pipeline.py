@@ -103,9 +103,14 @@ def test_a_transformer_for_other_tokens_is_refused(options):
 def test_the_benchmark_measures_both(pipeline):
     speed = measure(pipeline, noise(16, 16), steps=4, repeats=1, threshold=1e6)
     assert speed.exact_difference < 1e-4 < speed.cached_loss
-    assert speed.computed_steps == 1
+    assert speed.computed_steps == 1 and speed.guidance == pipeline.config.guidance_scale
     assert speed.devices.keys() == vars(Devices()).keys()
     assert not pipeline.transformer.is_cache_enabled
+
+
+def test_the_benchmark_guides_both_where_the_editor_has_one_branch():
+    speed = measure(make_pipeline(guidance_scale=1.0), noise(16, 16), steps=2, repeats=1)
+    assert speed.guidance == 1.5 and speed.exact_difference < 1e-4
 
 
 def test_first_block_cache_with_threshold_zero_changes_nothing(pipeline):
