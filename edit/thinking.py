@@ -16,7 +16,7 @@ from edit.conditioning import ConditioningError
 from edit.inputs import EditError, Judge
 from edit.pipeline import EditPipeline
 from vlm.pictures import open_picture
-from vlm.reasoning import split_reasoning
+from vlm.reasoning import CLOSE_TAG, OPEN_TAG, split_reasoning
 
 Ask = Callable[[list[dict]], str]
 
@@ -90,10 +90,15 @@ def own_model(pipeline: EditPipeline, max_new_tokens: int = 224) -> Ask:
             conversation, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         ).to(model.device, model.dtype)
         written = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        text = processor.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return split_reasoning(text)[1]
+        return _after_reasoning(processor.tokenizer, written[0, inputs["input_ids"].shape[1] :].tolist())
 
     return ask
+
+
+def _after_reasoning(tokenizer, written: list[int]) -> str:
+    """The marks of reasoning may be special tokens (mini's are): to be split at before such tokens are dropped."""
+    dropped = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids([OPEN_TAG, CLOSE_TAG]))
+    return split_reasoning(tokenizer.decode([token for token in written if token not in dropped]))[1]
 
 
 def plan(ask: Ask, picture: Image.Image, instruction: str, questions: Questions = Questions()) -> str:

@@ -1,12 +1,17 @@
 """Edits that are planned, judged and inspected."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_editor import draws, make_pipeline
 from small_vlm import noise, user
+from transformers import AutoTokenizer
 
 from edit.inputs import EditError
-from edit.thinking import Questions, Verdict, inspect, judge_by, own_model, think_and_edit
+from edit.thinking import Questions, Verdict, _after_reasoning, inspect, judge_by, own_model, think_and_edit
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +94,10 @@ def test_the_own_model_answers(pipeline):
     assert isinstance(inspect(ask, noise(32, 32), noise(32, 32, 1), "make it red"), Verdict)
     scores = judge_by(ask)(noise(32, 32), "make it red", [noise(32, 32)] * 2)
     assert len(scores) == 2 and all(0 <= score <= 10 for score in scores)
+
+
+def test_the_models_reasoning_is_left_out_where_its_marks_are_special_tokens():
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "mini")
+    written = "<think>\nr1c1 -\nchange: r1c1 star goes\n</think>\nr1c1 star goes<|im_end|>"
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert _after_reasoning(tokenizer, ids).strip() == "r1c1 star goes"
