@@ -26,7 +26,7 @@ POLL_SECONDS = 0.1
 
 ABOUT = (
     "The model reads picture and instruction, and its embeddings steer a diffusion transformer that repaints the "
-    "whole picture. **mini** knows drawn scenes alone and does what it is told one time in three, most often "
+    "whole picture. **mini** knows drawn scenes alone and does what it is told two times in five, most often "
     "adding, removing or recolouring a shape; it has never seen a photograph."
 )
 CSS = """

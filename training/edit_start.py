@@ -98,10 +98,9 @@ def _saved(stage: EditStage, run: Path, dtype: torch.dtype) -> Start:
     options = {name: pipeline.config[name] for name in OPTIONS}
     options["conditioning"] = options["conditioning"] | stage.conditioning
     parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
-    primer = stage.primer or str(run / "edit_primer" / "model")
-    # An editor of this run has learnt with its primer already.
+    # An editor of this run has learnt with the run's primer already.
     own = Path(stage.editor).resolve().is_relative_to(run.resolve())
-    if stage.primer or (Path(primer).is_dir() and not own):
+    if primer := stage.primer if own else _primer(stage, run):
         take_primer(parts, primer)
     where = pipeline.config.vision_language
     beside = (Path(stage.editor) / where).resolve() if where else Path(stage.editor).resolve()
@@ -134,10 +133,15 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     sharpened = {"sharpened": SHARPENED} if stage.foresight and width >= NUMBERS else {}
     parts = mini_editor(model, connector=sharpened | stage.connector, transformer=channels | stage.transformer)
     parts["vae"] = vae
-    primer = stage.primer or str(run / "edit_primer" / "model")
-    if stage.primer or Path(primer).is_dir():
+    if primer := _primer(stage, run):
         take_primer(parts, primer)
     return Start(parts, model, processor, found["vision_language"], options)
+
+
+def _primer(stage: EditStage, run: Path) -> str | None:
+    """The transformer that the stage names, else the run's, if it has one."""
+    own = run / "edit_primer" / "model"
+    return stage.primer or (str(own) if own.is_dir() else None)
 
 
 def take_primer(parts: dict, primer: str) -> None:
