@@ -135,11 +135,26 @@ def embed(
     Raises:
         ConditioningError: nothing is left of a pair, or it is longer than `max_tokens` or the model's context.
     """
+    inputs = ask(processor, pictures, instructions, conditioning)
+    return read(model, processor, inputs, conditioning)
+
+
+def ask(
+    processor: ProcessorMixin, pictures: Sequence[Image.Image], instructions: Sequence[str], conditioning: Conditioning
+) -> BatchFeature:
+    """What the model is given of these pairs, on the CPU; the first half of `embed`."""
     conversations = [
         _about(conditioning.prefix, _shown(picture, conditioning), instruction)
         for picture, instruction in zip(pictures, instructions, strict=True)
     ]
-    inputs = _tokenize(processor, conversations).to(model.device, model.dtype)
+    return _tokenize(processor, conversations)
+
+
+def read(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: BatchFeature, conditioning: Conditioning
+) -> list[torch.Tensor]:
+    """What the model makes of it, with gradients where they are on; the second half of `embed`, which see."""
+    inputs = inputs.to(model.device, model.dtype)
     dropped = conditioning.dropped_tokens
     if dropped is None:
         dropped = _common_head(processor, conditioning.prefix)

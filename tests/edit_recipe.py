@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = PRESETS["mini"]["pipeline"]
 CONDITIONING = Conditioning(**OPTIONS["conditioning"])
 PAINTER = {
-    "connector": {"num_attention_heads": 2, "attention_head_dim": 48, "pooled_projection_dim": 32},
+    "connector": {"num_attention_heads": 2, "attention_head_dim": 64, "pooled_projection_dim": 32},
     "transformer": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32,
-                    "joint_attention_dim": 96, "pooled_projection_dim": 32, "axes_dims_rope": [8, 12, 12]},
+                    "joint_attention_dim": 128, "pooled_projection_dim": 32, "axes_dims_rope": [8, 12, 12]},
 }  # fmt: skip
 
 

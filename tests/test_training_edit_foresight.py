@@ -37,7 +37,7 @@ def test_what_becomes_of_a_place_is_spelled_by_its_own_token():
     foresight = Foresight(2.0, emphasis=3.0)
     places = torch.zeros(3, PLACES, NUMBERS)
     places[0, 5, 7] = 1.0
-    places[2] = torch.nan  # of a line of text nothing is known
+    places[2] = torch.nan  # of a pair from elsewhere nothing is known
     text = torch.randn(3, 1 + PLACES + 4, NUMBERS + 3)
     text[:, 1 : 1 + PLACES, :NUMBERS] = places.nan_to_num()
     text[2] += 1

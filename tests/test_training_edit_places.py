@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.edit_places import INDEX, NUMBERS, PLACES, describe, spelled
-from training.world.edit_pages import GROUNDS, Item, Page
+from training.world.edit_pages import GROUNDS, Item, Page, TextPage
 from training.world.edits import EDIT_FAMILIES, draw_edit
+from training.world.sample import SPLITS
 from training.world.scenes import Thing
 
 STAR = Item(Thing("star", "red", "small", 0.6, 0.1, 0.05, 10.0), (220, 40, 40))  # row 1, column 3
@@ -79,9 +80,26 @@ def test_told_is_where_the_pages_differ(seed, family):
     assert (before.ground != after.ground) == bool(numbers[0, INDEX["new ground", "white"] :].any())
 
 
-def test_of_a_line_of_text_nothing_is_known():
-    assert np.isnan(describe(*draw_edit(1, "train", "text").pages)).all()
-    assert not spelled(torch.full((1, PLACES, NUMBERS), torch.nan), 100).any()
+def test_of_a_line_of_text_the_places_are_its_characters():
+    page = TextPage("4712", (0, 0, 0), GROUNDS["white"], "DejaVuSans", 0.2, 0.1, 0.5)
+    numbers = describe(page, replace(page, text="4092"))
+    names = {i: name for name, i in INDEX.items()}
+    assert [(place, *names[i]) for place, i in zip(*numbers.nonzero(), strict=True)] == [
+        (1, "new character", "0"), (2, "new character", "9"),
+    ]  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.sampled_from(SPLITS))
+def test_every_line_of_text_can_be_told(seed, split):
+    before, after = draw_edit(seed, split, "text", size=32).pages
+    numbers = describe(before, after)
+    changed = [i for i, (old, new) in enumerate(zip(before.text, after.text, strict=True)) if old != new]
+    assert numbers.any(1).nonzero()[0].tolist() == changed and numbers.sum() == len(changed)
+
+
+def test_what_is_not_known_is_told_as_nothing():
+    assert not spelled(torch.full((1, PLACES, NUMBERS), torch.nan), NUMBERS + 5).any()
 
 
 def test_numbers_come_first_in_a_token():

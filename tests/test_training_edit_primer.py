@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_named(primed, tmp_path):
     with pytest.raises(RecipeError, match=r"run `vae` first, or name `vae`"):
         run_stage(recipe, "edit_primer", tmp_path, workers=0)
     narrow = {"transformer": PAINTER["transformer"] | {"joint_attention_dim": 64}, "vae": str(folder / "vae" / "model")}
-    with pytest.raises(RecipeError, match="text stream has 64 channels; what becomes of a place takes 77"):
+    with pytest.raises(RecipeError, match="text stream has 64 channels; what becomes of a place takes 113"):
         run_stage(small_recipe(tmp_path, edit_primer=narrow), "edit_primer", tmp_path, workers=0)
     stage = recipe.stages["edit"].model_copy(update={"transformer": PAINTER["transformer"] | {"num_single_layers": 1}})
     with pytest.raises(RecipeError, match="has num_single_layers 2, the stage wants 1"):

@@ -28,6 +28,7 @@ from training.edit_pairs import EditCache, Pairs, Reader, build_cache
 from training.edit_places import NUMBERS, PLACES, importance
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
+from training.live import live_pairs
 from training.loop import train
 from training.recipe import EditStage, Lora, Recipe, RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
@@ -91,8 +92,11 @@ class Editor(nn.Module):
             mu: the resolution's shift of the noise levels.
             read: makes embeddings of pictures and instructions, where they are not in the batch.
         """
-        embeddings = batch["embeddings"] if read is None else read(batch["pictures"], batch["instructions"])
-        hidden, mask = pad(embeddings, self.conditioning.padded_tokens)
+        if "hidden" in batch:
+            hidden, mask = batch["hidden"], batch["mask"]
+        else:
+            embeddings = batch["embeddings"] if read is None else read(batch["pictures"], batch["instructions"])
+            hidden, mask = pad(embeddings, self.conditioning.padded_tokens)
         level = levels(batch, mu)
         text, pooled = self.connector.refine(hidden, level, mask)
         foreseen = 0.0
@@ -102,7 +106,7 @@ class Editor(nn.Module):
                 # Processes that share their gradients wait for those of all weights.
                 shared = PartialState().num_processes > 1
                 return foreseen + 0.0 * sum(p.sum() for p in self.transformer.parameters()) if shared else foreseen
-        text, size = self.connector.sharpen(text), batch["target"].shape[-2:]
+        text, size = self.connector.sharpen(text), batch["weight"].shape[-2:]
         given, told, bias = text_stream(mask, *size, self.conditioning, self.painting.packing, hidden.dtype)
         return self.painting.error(self.transformer, batch, level, text[:, given], pooled, told, bias) + foreseen
 
@@ -110,9 +114,10 @@ class Editor(nn.Module):
 class EditTask:
     """Pairs in, a velocity out."""
 
-    def __init__(self, stage: EditStage, start: Start, cache: EditCache, pairs: Pairs, seed: int):
+    def __init__(self, stage: EditStage, start: Start, cache: EditCache | Reader, pairs: Pairs, seed: int):
+        """`cache` is the pairs' own, or reads them while they are drawn (`stage.live`)."""
         self.stage, self.start, self.cache, self.seed = stage, start, cache, seed
-        self.pairs = pairs if stage.train_vision_language else None
+        self.drawn, self.pairs = pairs, pairs if stage.train_vision_language else None
         painters = [start.parts[name] for name in PAINTERS]
         if stage.lora:
             for part in painters:
@@ -150,12 +155,15 @@ class EditTask:
         return Foresight(self.stage.foresight, self.stage.changed_weight)
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
+        if self.stage.live:
+            vae = self.start.parts["vae"]
+            return live_pairs(self.stage, self.drawn, self.cache, vae, first_step, workers, rank, world_size)
         data = EditSteps(self.stage, self.cache, self.seed, rank, world_size, self.pairs, self.start.conditioning)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
 
     def count(self, batch: dict) -> int:
-        return len(batch["target"])
+        return len(batch["weight"])
 
     def loss(self, model, batch: dict) -> torch.Tensor:
         mu = flow_shift(self.start.parts["scheduler"], batch["weight"][0].numel() // self.start.packing**2)
@@ -263,6 +271,8 @@ def edit(recipe: Recipe, name: str, run: Path, **options) -> Path:
     begun.parts["vae"].to(device).eval()
     multiple = vae_scale(begun.parts["vae"]) * begun.packing
     reader = Reader(begun.model, begun.processor, begun.conditioning, bool(stage.planned))
-    cache = build_cache(out / "cache", pairs, reader, begun.parts["vae"], multiple, options.get("workers", 1))
+    cache = reader
+    if not stage.live:
+        cache = build_cache(out / "cache", pairs, reader, begun.parts["vae"], multiple, options.get("workers", 1))
     task = EditTask(stage, begun, cache, pairs, recipe.seed)
     return train(name, stage, task, out, seed=recipe.seed, fsdp=recipe.fsdp, **options)

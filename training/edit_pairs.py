@@ -22,9 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from edit.conditioning import Conditioning, embed
+from edit.conditioning import Conditioning, embed, read
 from edit.latents import encode, target_size
 from training.edit_folder import load_edits
 from training.edit_places import NUMBERS, PLACES, describe
@@ -106,14 +106,14 @@ def without_share(stage: EditStage) -> float:
 
 
 class PrimerPairs(Dataset):
-    """The pairs of the primer: full pages on which most things change, told by no words."""
+    """The pairs of the primer: full pages on which most things change, and lines of text; told by no words."""
 
     def __init__(self, stage: PrimerStage, seed: int):
         self.stage, self.seed = stage, seed
 
     @property
     def settings(self) -> dict:
-        names = ("easy", "size", "things", "changes")
+        names = ("easy", "size", "things", "changes", "text")
         return {"seed": self.seed} | {name: getattr(self.stage, name) for name in names}
 
     def __len__(self) -> int:
@@ -123,7 +123,10 @@ class PrimerPairs(Dataset):
         rng = stream("primer", self.seed, i)
         split = "easy" if rng.random() < self.stage.easy else "train"
         things, changes = rng.randint(*self.stage.things), rng.randint(*self.stage.changes)
-        edit = draw_edit(rng.getrandbits(48), split, "multi", size=self.stage.size, steps=changes, things=things)
+        if self.stage.text and rng.random() < self.stage.text:
+            edit = draw_edit(rng.getrandbits(48), split, "text", size=self.stage.size)
+        else:
+            edit = draw_edit(rng.getrandbits(48), split, "multi", size=self.stage.size, steps=changes, things=things)
         return Pair(edit.before, edit.after, "", edit.changed, places=describe(*edit.pages))
 
 
@@ -162,6 +165,11 @@ class EditCache(Dataset):
         return {"folder": self.folder, "count": self.count, "told": self.told}
 
 
+def words_of(pair: Pair, conditioning: Conditioning) -> dict[str, str]:
+    """All that may be said of a pair."""
+    return {"embedding": pair.instruction, "planned": pair.planned(conditioning), "unconditional": ""}
+
+
 @dataclass(frozen=True)
 class Reader:
     """The frozen model that sees, and how it is asked.
@@ -179,14 +187,18 @@ class Reader:
     def told(self) -> tuple[str, ...]:
         return ("embedding", *["planned"] * self.planned)
 
+    def read(self, asked: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The embeddings of what `edit.conditioning.ask` made, on the model's device."""
+        return read(self.model, self.processor, BatchFeature(asked), self.conditioning)
+
     def __call__(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor]]:
         """The embeddings of some pairs, in half precision on the CPU."""
-        told = [{"embedding": pair.instruction} for pair in batch]
+        told = [words_of(pair, self.conditioning) for pair in batch]
         for pair, texts in zip(batch, told, strict=True):
-            if self.planned:
-                texts["planned"] = pair.planned(self.conditioning)
-            if pair.without:
-                texts["unconditional"] = ""
+            if not self.planned:
+                del texts["planned"]
+            if not pair.without:
+                del texts["unconditional"]
         # A picture that is told the same twice is read once, and texts of a length together: padding is read too.
         asked = sorted(
             {(i, text) for i, texts in enumerate(told) for text in texts.values()}, key=lambda ask: (len(ask[1]), ask)
@@ -248,19 +260,23 @@ def _encoded(batch: list[Pair], side: int, multiple: int, reader: Reader | None,
     for pair, embeddings in zip(batch, read, strict=True):
         size = target_size(*pair.before.size, side, multiple)
         reference, target = encode(vae, to_pixels([pair.before, pair.after], size)).half().cpu()
-        grid = target.shape[1:]
-        changed = torch.zeros(grid, dtype=torch.float16)
-        if pair.changed is not None:
-            mask = torch.from_numpy(pair.changed).float()[None, None]
-            changed = functional.adaptive_max_pool2d(mask, grid)[0, 0].half()
+        changed = changed_latents(pair, target.shape[1:])
         places = torch.full((PLACES, NUMBERS), torch.nan) if pair.places is None else torch.from_numpy(pair.places)
         yield {"reference": reference.contiguous(), "target": target.contiguous(), "changed": changed,
                "places": places.half(), **embeddings}  # fmt: skip
 
 
+def changed_latents(pair: Pair, grid: tuple[int, int]) -> torch.Tensor:
+    """(height, width) of `grid`, 1 where the edit is, in half precision; 0 everywhere where that is not known."""
+    if pair.changed is None:
+        return torch.zeros(grid, dtype=torch.float16)
+    mask = torch.from_numpy(pair.changed).float()[None, None]
+    return functional.adaptive_max_pool2d(mask, grid)[0, 0].half()
+
+
 def _check_same(path: Path, pairs: Pairs | PrimerPairs, reader: Reader | None, vae, multiple: int) -> None:
     """A cache belongs to the models and pairs it was made with; embeddings of another model would teach nonsense."""
-    made_with = pairs.settings | {"pairs": len(pairs), "vae": _digest(vae), "multiple": multiple}
+    made_with = pairs.settings | {"pairs": len(pairs), "vae": _digest(vae), "multiple": multiple, "numbers": NUMBERS}
     if reader:
         made_with |= {"conditioning": reader.conditioning.to_dict(), "vision_language": _digest(reader.model),
                       "planned": reader.planned}  # fmt: skip

@@ -4,7 +4,12 @@ model that sees, and what that model is then taught to say.
 A place is a cell of the world's 4 x 4 grid, and a thing belongs to the one its centre is in. The numbers of a place are
 0 or 1 but for where in its cell something appears. What can be seen in the picture (how large a recoloured thing is,
 how it is turned) is not among them: the painter looks.
+
+A line of text has other places: the n-th stands for its n-th character, wherever that is, for an instruction counts and
+the painter sees where the line begins and how wide its characters are.
 """
+
+import string
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from training.world.scenes import CELL, COLOURS, GRID, SHAPES, Thing
 
 SIZES = ("small", "medium", "big")
 LINES = range(1, GRID + 1)
+CHARACTERS = string.digits + string.ascii_uppercase
 # In this order: one number for each value. `old` is what goes or is changed here, `new` what comes or becomes of it.
 FIELDS: dict[str, tuple] = {
     "is": ("old", "new", "stays", "same tone"),
@@ -25,6 +31,7 @@ FIELDS: dict[str, tuple] = {
     "factor": tuple(FACTORS),
     "spot": ("across", "down"),
     "new ground": tuple(GROUNDS),
+    "new character": tuple(CHARACTERS),
 }  # fmt: skip
 INDEX = {(name, value): i for i, (name, value) in enumerate((n, v) for n, values in FIELDS.items() for v in values)}
 PLACES, NUMBERS = GRID**2, len(INDEX)
@@ -43,10 +50,13 @@ def importance() -> torch.Tensor:
 
 
 def describe(before: Page | TextPage, after: Page | TextPage) -> np.ndarray:
-    """(places, numbers), float32; all of them NaN for a line of text, whose characters have no places of their own."""
+    """(places, numbers), float32."""
     told = np.zeros((PLACES, NUMBERS), np.float32)
     if isinstance(before, TextPage):
-        return np.full_like(told, np.nan)
+        for place, (old, new) in enumerate(zip(before.text, after.text, strict=True)):
+            if old != new:
+                told[place, INDEX["new character", new]] = 1
+        return told
     for i, new in enumerate(after.items):
         old = before.items[i] if i < len(before.items) else None
         if old != new:

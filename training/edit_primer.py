@@ -24,6 +24,7 @@ from training.edit_pairs import EditCache, PrimerPairs, build_cache
 from training.edit_places import NUMBERS, describe, spelled
 from training.edit_sheet import results_sheet
 from training.edit_start import like
+from training.live import live_pairs
 from training.loop import train
 from training.recipe import PrimerStage, Recipe, RecipeError
 from training.vae import to_pictures, to_pixels
@@ -85,15 +86,17 @@ class PrimerTask:
 
     def __init__(
         self, stage: PrimerStage, transformer: FluxTransformer2DModel, vae: AutoencoderKL,
-        scheduler: FlowMatchEulerDiscreteScheduler, painting: Painting, cache: EditCache, seed: int,
+        scheduler: FlowMatchEulerDiscreteScheduler, painting: Painting, cache: EditCache | None, seed: int,
     ):  # fmt: skip
         self.stage, self.vae, self.scheduler, self.cache, self.seed = stage, vae, scheduler, cache, seed
         self.painting = painting
         self.model = Primer(transformer, painting, stage.ema_decay > 0)
-        families = [family for family in EDIT_FAMILIES if family != "text"]
-        self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(families)]
+        self._shown = [draw_edit(seed, "test", family, size=stage.size) for seed, family in enumerate(EDIT_FAMILIES)]
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
+        if self.cache is None:
+            pairs = PrimerPairs(self.stage, self.seed)
+            return live_pairs(self.stage, pairs, None, self.vae, first_step, workers, rank, world_size)
         data = EditSteps(self.stage, self.cache, self.seed, rank, world_size)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
@@ -142,7 +145,9 @@ def edit_primer(recipe: Recipe, name: str, run: Path, **options) -> Path:
                           f"{NUMBERS}. Raise joint_attention_dim.")  # fmt: skip
     if stage.primer:
         parts["transformer"] = like(parts["transformer"], stage.primer)
-    cache = build_cache(out / "cache", PrimerPairs(stage, recipe.seed), None, vae, vae_scale(vae) * painting.packing,
-                        options.get("workers", 1))  # fmt: skip
+    cache = None
+    if not stage.live:
+        cache = build_cache(out / "cache", PrimerPairs(stage, recipe.seed), None, vae,
+                            vae_scale(vae) * painting.packing, options.get("workers", 1))  # fmt: skip
     task = PrimerTask(stage, parts["transformer"], vae, parts["scheduler"], painting, cache, recipe.seed)
     return train(name, stage, task, out, seed=recipe.seed, fsdp=recipe.fsdp, **options)

@@ -175,7 +175,7 @@ def _commands(recipe: Recipe, done: list[str], stage: str) -> str:
 def _data(stage: EditStage | PrimerStage) -> str:
     if isinstance(stage, PrimerStage):
         return (
-            f"`training.world.edits`, {stage.pairs:,} full pages told by numbers for the transformer, {stage.easy:.0%} "
+            f"`training.world.edits`, {_pairs(stage)} full pages told by numbers for the transformer, {stage.easy:.0%} "
             f"of them of the split `easy`, the others of `train`; the other parts are those of the editor before"
         )
     if stage.edits:
@@ -183,9 +183,13 @@ def _data(stage: EditStage | PrimerStage) -> str:
     times = Counter(stage.families or ())
     families = ", ".join(f"{name} ({n} times)" if n > 1 else name for name, n in times.items()) or "all families"
     return (
-        f"`training.world.edits`, {stage.pairs:,} pairs of {families}, {stage.easy:.0%} of them of the split `easy`, "
+        f"`training.world.edits`, {_pairs(stage)} pairs of {families}, {stage.easy:.0%} of them of the split `easy`, "
         f"the others of `train`; nothing else"
     )
+
+
+def _pairs(stage: EditStage | PrimerStage) -> str:
+    return f"drawn while it learnt, the newest {stage.live:,} held:" if stage.live else f"{stage.pairs:,}"
 
 
 def _scores(summary: dict) -> str:

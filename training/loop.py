@@ -20,6 +20,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, send_to_device, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.curves import draw_curves
 from training.optim import build_optimizer
@@ -141,21 +142,26 @@ def train(
 
     log_path = out / "log.jsonl"
     first = _resume(accelerator, out)
-    _truncate_log(log_path, first)
+    before = _truncate_log(log_path, first)
     if first:
         console.print(f"{name}: resuming at step {first} of {stage.steps}")
     batches = iter(task.batches(first, workers, accelerator.process_index, accelerator.num_processes))
     log = log_path.open("a", encoding="utf-8") if accelerator.is_main_process else None
-    saved_at = told_at = time.monotonic()
+    saved_at = told_at = began = time.monotonic()
+    at = first
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[status]}"), console=console)  # fmt: skip
-    with bar:
+    with bar, _attention(stage):
         row = bar.add_task(name, total=stage.steps, completed=first, status="")
         for step in range(first, stage.steps):
+            elapsed = before + time.monotonic() - began
+            at = _position(accelerator, stage, step, elapsed)
+            if at >= stage.steps:
+                break
             started = time.perf_counter()
             micro_batches = next(batches)
             waited = time.perf_counter() - started
-            factor = learning_rate_factor(stage, step)
+            factor = learning_rate_factor(stage, at)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
 
@@ -185,17 +191,17 @@ def train(
             seconds = time.perf_counter() - started
             record = {"stage": name, "step": step, "loss": total, "grad_norm": float(norm), "factor": factor,
                       "count": count, "samples": stage.batch_size, "seconds": round(seconds, 4),
-                      "waited": round(waited, 4)}  # fmt: skip
+                      "waited": round(waited, 4), "elapsed": round(elapsed, 2)}  # fmt: skip
             if log:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             if trackers:
                 accelerator.log({"loss": total, "grad_norm": float(norm), "learning_rate": peaks[0] * factor}, step)
             status = f"loss {total:.3f}  {stage.batch_size / seconds:.1f} samples/s"
-            bar.update(row, completed=step + 1, status=status)
+            bar.update(row, completed=at + 1, status=status)
             now = time.monotonic()
-            if not console.is_terminal and (now - told_at > LOG_EVERY_SECONDS or step + 1 == stage.steps):
-                console.print(f"{name} {step + 1}/{stage.steps}  {status}", highlight=False)
+            if not console.is_terminal and (now - told_at > LOG_EVERY_SECONDS or at + 1 == stage.steps):
+                console.print(f"{name} {_told(step + 1, at + 1, stage)}  {status}", highlight=False)
                 told_at = now
             due = now - saved_at > stage.checkpoint_minutes * 60
             # One clock decides for all processes.
@@ -218,6 +224,26 @@ def train(
         accelerator.end_training()
     accelerator.wait_for_everyone()
     return out / "model"
+
+
+def _attention(stage: Schedule):
+    """In which PyTorch's attention has the kernels that the stage wants."""
+    if stage.attention == "auto":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def _position(accelerator: Accelerator, stage: Schedule, step: int, elapsed: float) -> int:
+    """Where the schedule is, in steps, when `step` of them are done after so many seconds."""
+    if stage.minutes is None:
+        return step
+    by_clock = int(elapsed / (60 * stage.minutes) * stage.steps)
+    # One clock decides for all processes.
+    return int(accelerator.reduce(torch.tensor(max(step, by_clock), device=accelerator.device), "max"))
+
+
+def _told(done: int, at: int, stage: Schedule) -> str:
+    return f"{done}/{stage.steps}" if stage.minutes is None else f"{done} steps, {at / stage.steps:.0%}"
 
 
 def _synchronised(accelerator: Accelerator, model, last: bool):
@@ -253,18 +279,25 @@ def _resume(accelerator: Accelerator, out: Path) -> int:
     return found[-1]
 
 
-def _truncate_log(path: Path, first: int) -> None:
-    """Drops what a killed run logged after its last checkpoint; those steps are about to be done again."""
+def _truncate_log(path: Path, first: int) -> float:
+    """Drops what a killed run logged after its last checkpoint; those steps are about to be done again.
+
+    Returns:
+        The seconds that the kept steps took.
+    """
     if not path.exists():
-        return
-    kept = []
+        return 0.0
+    kept, seconds = [], 0.0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] < first:
+            record = json.loads(line)
+            if record["step"] < first:
                 kept.append(line)
+                seconds = record.get("elapsed", 0.0) + record["seconds"]
         except json.JSONDecodeError:
             break  # the line at which it was killed
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    return seconds
 
 
 def _write_model(accelerator: Accelerator, task: Task, model, out: Path) -> None:

@@ -96,7 +96,11 @@ class Schedule(_Strict):
         batch_size: samples an optimizer step, over all processes.
         gradient_accumulation_steps: into how many parts a process splits its share of the batch.
         warmup_steps: of linear rise; then a cosine down to `final_learning_rate` times the peak.
+        minutes: the stage ends by the clock: after half of them the schedule is at half of `steps`, however many were
+            done. None for all steps, however long they take.
         precision: `auto` takes bfloat16 where this machine multiplies faster in it, else float32.
+        attention: `efficient` leaves PyTorch's cuDNN and flash kernels out: on an H100 with PyTorch 2.11 the backward
+            pass of cuDNN's failed, of mini's 144 tokens ("mha_graph.execute"). `auto` takes what PyTorch does.
         checkpoint_minutes: time between two checkpoints; one is also written at the end.
     """
 
@@ -104,9 +108,11 @@ class Schedule(_Strict):
     gradient_accumulation_steps: int = Field(1, gt=0)
     optimizer: Optimizer = Optimizer()
     warmup_steps: int = Field(0, ge=0)
+    minutes: float | None = Field(None, gt=0)
     final_learning_rate: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    attention: Literal["auto", "efficient"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     checkpoint_minutes: float = Field(5.0, gt=0)
@@ -134,6 +140,12 @@ class Stage(Schedule):
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    @model_validator(mode="after")
+    def _phases_count_steps(self):
+        if self.minutes and len(self.phases) > 1:
+            raise ValueError("phases are counted in steps; give `minutes` to a stage of one phase")
+        return self
+
 
 def _check_edit_families(families: list[str] | None) -> None:
     from training.world.edits import EDIT_FAMILIES
@@ -152,7 +164,10 @@ class VaeStage(Schedule):
         size: side of the pictures, in pixels.
         crop: side of a random window of each that a step sees; 0 for the whole picture.
         kl_weight: of the divergence from a standard normal, a latent value, beside the absolute error, a pixel value.
+        squared_weight: of the squared error beside it, of pixels in [-1, 1].
         other_pictures: share of the world's pictures that no edit is about (charts, clocks, mazes, ...).
+        live: how many of the newest pictures are held on the device, for steps that choose among them while more are
+            drawn, see `training.live`; 0 draws every step's own.
     """
 
     steps: int = Field(gt=0)
@@ -162,6 +177,8 @@ class VaeStage(Schedule):
     size: int = Field(128, gt=0)
     crop: int = Field(0, ge=0)
     kl_weight: float = Field(1e-4, ge=0)
+    squared_weight: float = Field(0.0, ge=0)
+    live: int = Field(0, ge=0)
     other_pictures: float = Field(0.25, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -171,6 +188,8 @@ class VaeStage(Schedule):
             raise ValueError("both `autoencoder` and `vae` are given; a saved autoencoder has its own sizes")
         if self.crop > self.size:
             raise ValueError(f"crop is {self.crop} and size {self.size}; a window cannot exceed its picture")
+        if self.live and self.crop:
+            raise ValueError("`live` steps see whole pictures; leave out `crop`")
         return self
 
 
@@ -216,6 +235,8 @@ class PrimerStage(Schedule):
         transformer: values of the preset that are replaced.
         pairs, easy: how many, and the share of the world's easiest split.
         things, changes: least and most of a page.
+        text: share of the pages that are a line of text instead.
+        live: see `EditStage`.
         size: side of the pictures, in pixels.
         changed_weight, ema_decay, layout: see `EditStage`.
     """
@@ -229,6 +250,8 @@ class PrimerStage(Schedule):
     easy: float = Field(0.3, ge=0, le=1)
     things: tuple[int, int] = (4, 14)
     changes: tuple[int, int] = (6, 16)
+    text: float = Field(0.0, ge=0, le=1)
+    live: int = Field(0, ge=0)
     size: int = Field(128, gt=0)
     changed_weight: float = Field(0.0, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
@@ -257,6 +280,8 @@ class EditStage(Schedule):
         layout: of a fresh editor's tokens; weights to go on from have their own.
         edits: a folder in the released metadata form, or a hub id; None draws the world's.
         pairs, families, easy: of the world: how many, which families (None for all), the share of its easiest split.
+        live: how many of the newest pairs are held on the device, for steps that choose among them while more are
+            drawn, see `training.live`; 0 makes a cache of `pairs` on disk first.
         size: pictures have about size x size pixels, their aspect kept.
         dropout: share of the samples that learn from an empty instruction, for guidance.
         planned: share of the samples that are told the plan's short form, as `plan` writes it; see
@@ -287,6 +312,7 @@ class EditStage(Schedule):
     layout: Layout = Layout()
     edits: str | None = None
     pairs: int = Field(20000, gt=0)
+    live: int = Field(0, ge=0)
     families: list[str] | None = None
     easy: float = Field(0.3, ge=0, le=1)
     size: int = Field(128, gt=0)
@@ -303,6 +329,12 @@ class EditStage(Schedule):
     @model_validator(mode="after")
     def _possible(self):
         _check_edit_families(self.families)
+        if self.live and (self.edits or self.train_vision_language):
+            raise ValueError("`live` pairs are the world's, read once by a frozen model; leave it out with `edits` and "
+                             "`train_vision_language`")  # fmt: skip
+        if self.minutes and 0 < self.foresight_steps < self.steps:
+            raise ValueError("with `minutes` either all steps learn the foresight alone or none; give "
+                             "`foresight_steps` as many as `steps`, or leave it out")  # fmt: skip
         if (self.planned or self.dense or self.foresight) and self.edits:
             raise ValueError("`planned`, `dense` and `foresight` need the world's plans and square pictures; `edits` "
                              "of a folder or hub id have none")  # fmt: skip

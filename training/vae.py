@@ -3,7 +3,8 @@
 The editor paints latents, so what this model cannot reconstruct no edit can show: its reconstruction is the ceiling
 that `python -m training report --edits` puts beside every score. Loss: absolute error and a little Kullback-Leibler
 divergence (Kingma and Welling, 2014; Rombach et al., 2022), no adversary and no perceptual network: the world's
-pictures are edges and flat areas, which an absolute error keeps sharp.
+pictures are edges and flat areas, which an absolute error keeps sharp. A squared error beside it weighs what is far
+off: a small thing in the wrong colour.
 """
 
 import math
@@ -60,13 +61,14 @@ class Pictures(Dataset):
 
     def __getitem__(self, step: int) -> list[dict]:
         own = range(self.rank, self.stage.batch_size, self.world_size)
-        pixels = to_pixels([self._draw(step, i) for i in own], self._size)
+        pixels = to_pixels([self.draw(step, i) for i in own], self._size)
         if self.stage.crop:
             pixels = torch.stack([self._cropped(p, step, i) for p, i in zip(pixels, own, strict=True)])
         parts = self.stage.gradient_accumulation_steps
         return [{"pixels": pixels[part::parts]} for part in range(parts) if len(pixels[part::parts])]
 
-    def _draw(self, step: int, i: int) -> Image.Image:
+    def draw(self, step: int, i: int) -> Image.Image:
+        """The i-th picture of a step."""
         rng = stream("vae", self.seed, step, i)
         if rng.random() < self.stage.other_pictures:
             return draw_sample(rng.getrandbits(48), rng.choice(("easy", "train"))).picture
@@ -88,14 +90,15 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, pixels: torch.Tensor, kl_weight: float) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor, kl_weight: float, squared_weight: float) -> torch.Tensor:
         """The loss summed over pictures of (pictures, 3, height, width)."""
         posterior = self.vae.encode(pixels).latent_dist
         again = self.vae.decode(posterior.sample()).sample
-        absolute = (again.float() - pixels).abs().mean(dim=(1, 2, 3))
+        difference = again.float() - pixels
+        error = (difference.abs() + squared_weight * difference.square()).mean(dim=(1, 2, 3))
         # Of the standard normal, by latent value; diffusers' own `kl()` sums over them.
         kl = posterior.kl() / posterior.mean[0].numel()
-        return (absolute + kl_weight * kl).sum()
+        return (error + kl_weight * kl).sum()
 
 
 class VaeTask:
@@ -112,6 +115,10 @@ class VaeTask:
         self.model = Reconstruction(vae).to(memory_format=torch.channels_last)
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
+        if self.stage.live:
+            from training.live import live_pictures  # which draws with what is here
+
+            return live_pictures(self.stage, self.seed, self.model.vae.device, first_step, workers, rank, world_size)
         data = Pictures(self.stage, self.seed, rank, world_size)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
@@ -120,7 +127,8 @@ class VaeTask:
         return len(batch["pixels"])
 
     def loss(self, model, batch: dict) -> torch.Tensor:
-        return model(batch["pixels"].contiguous(memory_format=torch.channels_last), self.stage.kl_weight)
+        return model(batch["pixels"].contiguous(memory_format=torch.channels_last), self.stage.kl_weight,
+                     self.stage.squared_weight)  # fmt: skip
 
     def after_step(self, model, step: int) -> None:
         """Nothing to do."""
@@ -128,7 +136,7 @@ class VaeTask:
     def look(self, model, folder: Path) -> None:
         """`pictures.png`: new pictures above, what came back below."""
         pixels = to_pixels([draw_edit(seed, "test").before for seed in range(SHOWN)], (self.stage.size,) * 2)
-        again = to_pictures(reconstruct(model.vae, pixels))
+        again = to_pictures(reconstruct(model.vae, pixels.to(model.vae.device)))
         side = self.stage.size
         sheet = Image.new("RGB", (side * SHOWN, side * 2))
         for i, (picture, back) in enumerate(zip(to_pictures(pixels), again, strict=True)):
@@ -144,6 +152,7 @@ class VaeTask:
         # What an earlier one said of others, of which this one went on, is not to be measured through.
         vae.register_to_config(latents_mean=None, latents_std=None)
         pixels = to_pixels([draw_edit(seed, "train").before for seed in range(LOOKED_AT)], (self.stage.size,) * 2)
+        pixels = pixels.to(vae.device)
         latents = torch.cat([encode(vae, part) for part in pixels.split(AT_ONCE)]).transpose(0, 1).flatten(1)
         vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
         vae.save_pretrained(folder)
