@@ -69,7 +69,8 @@ PRESETS: dict[str, dict] = {
             "reference_skip": True,
             "reference_channels": True,
             # A token is then as large as a cell of the world and one of the model that sees: a quarter of the tokens,
-            # and, with the places alone beside them, twice the pairs in a second of two cores.
+            # and, with the places alone beside them, twice the pairs in a second of two cores. A GPU can afford 2, as
+            # the shipped editor has: see the recipe `mini-live`.
             "packing": 4,
             # On 24 `train` edits a family told by plan, 4 and 2 steps pass alike, as 8 and 16 did for the primer; and a
             # guidance of 1.5 passes half as many as none: the colours burst.

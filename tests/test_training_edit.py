@@ -80,7 +80,7 @@ def test_an_autoencoder_goes_on_with_what_it_lacks(small_run, tmp_path):
         edit = draw_edit(rng.getrandbits(48), "train", rng.choice(["background"]))
         shown.append(rng.choice((edit.before, edit.after)))
     assert torch.equal(
-        to_pixels([Pictures(stage, 1)._draw(0, i) for i in range(8)], (64, 64)), to_pixels(shown, (64, 64))
+        to_pixels([Pictures(stage, 1).draw(0, i) for i in range(8)], (64, 64)), to_pixels(shown, (64, 64))
     )
     folder = run_stage(recipe, "vae", tmp_path, workers=0)
     _knows_its_latents(folder)
