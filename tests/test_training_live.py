@@ -35,7 +35,6 @@ def small_chunks():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 30), st.lists(st.integers(1, 12), min_size=1, max_size=8))
 def test_the_newest_are_held(capacity, counts):
-    counts = [min(count, capacity) for count in counts]
     newest, put = Newest(capacity, CPU), []
     for count in counts:
         rows = torch.arange(len(put), len(put) + count)
@@ -180,6 +179,9 @@ def test_the_stage_says_which_attention():
 
 def test_what_cannot_be_live_is_named():
     edit = {"steps": 4, "batch_size": 1, "live": 10}
+    for stage in (VaeStage, PrimerStage, EditStage):
+        with pytest.raises(ValueError, match="live is 10 and batch_size 11; hold at least what a step takes"):
+            stage(steps=1, batch_size=11, live=10)
     with pytest.raises(ValueError, match="`live` pairs are the world's"):
         EditStage(**edit, edits="some/folder")
     with pytest.raises(ValueError, match="`live` pairs are the world's"):

@@ -37,6 +37,7 @@ class Newest:
         self._kept: Rows = {}
 
     def put(self, rows: Rows) -> None:
+        rows = {name: values[-self.capacity :] for name, values in rows.items()}
         count = len(next(iter(rows.values())))
         where = torch.arange(self._next, self._next + count, device=self.device) % self.capacity
         for name, values in rows.items():
@@ -79,7 +80,7 @@ def live_steps(
     try:
         while True:
             # One chunk a step at most once there are enough: neither drawing nor training waits for long.
-            while newest.held < min(count, newest.capacity) or ahead.has_some:
+            while newest.held < count or ahead.has_some:
                 with torch.inference_mode():
                     newest.put(encoded(ahead.take()))
                 if newest.held >= count:

@@ -154,6 +154,11 @@ def _check_edit_families(families: list[str] | None) -> None:
         raise ValueError(f"no edit families named {unknown}; there are {', '.join(EDIT_FAMILIES)}")
 
 
+def _check_live(stage: "VaeStage | PrimerStage | EditStage") -> None:
+    if 0 < stage.live < stage.batch_size:
+        raise ValueError(f"live is {stage.live} and batch_size {stage.batch_size}; hold at least what a step takes")
+
+
 class VaeStage(Schedule):
     """The editor's autoencoder.
 
@@ -188,6 +193,7 @@ class VaeStage(Schedule):
             raise ValueError("both `autoencoder` and `vae` are given; a saved autoencoder has its own sizes")
         if self.crop > self.size:
             raise ValueError(f"crop is {self.crop} and size {self.size}; a window cannot exceed its picture")
+        _check_live(self)
         if self.live and self.crop:
             raise ValueError("`live` steps see whole pictures; leave out `crop`")
         return self
@@ -258,6 +264,7 @@ class PrimerStage(Schedule):
 
     @model_validator(mode="after")
     def _possible(self):
+        _check_live(self)
         for name, least, most in (("things", 1, 16), ("changes", 2, 32)):
             low, high = getattr(self, name)
             if not least <= low <= high <= most:
@@ -329,6 +336,7 @@ class EditStage(Schedule):
     @model_validator(mode="after")
     def _possible(self):
         _check_edit_families(self.families)
+        _check_live(self)
         if self.live and (self.edits or self.train_vision_language):
             raise ValueError("`live` pairs are the world's, read once by a frozen model; leave it out with `edits` and "
                              "`train_vision_language`")  # fmt: skip
