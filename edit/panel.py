@@ -106,7 +106,7 @@ class EditPanel(Stoppable):
                     undo_button = gr.Button("Undo", interactive=False, scale=1, min_width=80, elem_id="undo")
                 notice = gr.HTML(visible=False, padding=False)
                 slider = gr.ImageSlider(
-                    label="Before and after", format="png", height=340, interactive=False, buttons=["fullscreen"],
+                    label="Before and after", format="png", max_height=340, interactive=False, buttons=["fullscreen"],
                     elem_id="before-after",
                 )  # fmt: skip
                 progress = gr.Markdown(elem_id="edit-progress")

@@ -17,6 +17,7 @@ import app
 import pacore.panel as ask_panel
 from training.tokenizer import build_tokenizer
 from training.world import draw_sample
+from training.world.edits import draw_edit
 from vlm import Step3VLConfig, Step3VLForConditionalGeneration, Step3VLProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,8 @@ def mini_address(tmp_path, monkeypatch):
 def served_here(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     samples = [draw_sample(app.SAMPLE_SEED, family=family) for family in app.FAMILIES]
-    page = app.build(app.Models(), samples=samples)
+    edits = [draw_edit(app.SAMPLE_SEED, family="remove", language="en")]
+    page = app.build(app.Models(), samples=samples, edits=edits)
     yield app.launch(page, "127.0.0.1", free_port(), prevent_thread_lock=True)
     page.close(verbose=False)
 
@@ -258,6 +260,27 @@ def test_closing_the_window_ends_the_rounds(browser, mini_address):
     assert engines()
     page.close()
     wait_until_idle(seconds=60)
+
+
+@needs_chromium
+@pytest.mark.parametrize("window", WINDOWS)
+def test_before_and_after_are_seen_whole(browser, mini_address, tmp_path, window):
+    page = visit(browser, mini_address, window)
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#edit-samples button", has_text="remove").click()
+    page.locator("#edit-picture img").wait_for()
+    page.locator("#edit").click()
+    page.locator("#download:not([disabled])").wait_for()
+    frame, pictures = page.locator("#before-after").bounding_box(), page.locator("#before-after img")
+    page.screenshot(path=tmp_path / f"{window}-edit.png", full_page=True)
+    assert pictures.count() == 2
+    for picture in pictures.all():
+        box, fit = picture.bounding_box(), picture.evaluate("picture => getComputedStyle(picture).objectFit")
+        assert frame["x"] <= box["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"]
+        assert frame["y"] <= box["y"] and box["y"] + box["height"] <= frame["y"] + frame["height"]
+        assert fit in ("contain", "scale-down") or abs(box["width"] - box["height"]) < 2, "not cut, not stretched"
+    assert page.evaluate("document.documentElement.scrollWidth") <= WINDOWS[window]["width"]
+    page.close()
 
 
 @needs_chromium
