@@ -9,9 +9,10 @@ from edit_recipe import ROOT, small_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.edit_live import DrawnPairs, EncodedPairs, pair_batches
 from training.edit_pairs import Pair, Pairs, PrimerPairs, Reader
 from training.edit_start import start
-from training.live import DrawnPairs, EncodedPairs, Newest, live_steps, pair_batches
+from training.live import Newest, live_steps
 from training.loop import _attention
 from training.recipe import EditStage, PrimerStage, Schedule, Stage, VaeStage
 from training.runs import run_stage
@@ -28,7 +29,7 @@ def _log(folder, stage) -> list[dict]:
 def small_chunks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.live.CHUNK", CHUNK)
-        patch.setattr("training.live.READ_AT_ONCE", 8)
+        patch.setattr("training.edit_live.READ_AT_ONCE", 8)
         yield
 
 
@@ -107,7 +108,9 @@ def test_an_empty_instruction_has_nothing_to_foresee(live_run):
     rows = EncodedPairs(None, reader)(chunk)
     assert 0.3 < chunk["unsaid"].float().mean() < 0.7 and "target" not in rows
     assert torch.equal(rows["places"].isnan().all(2).all(1), chunk["unsaid"])
-    batches = pair_batches(stage.model_copy(update={"gradient_accumulation_steps": 3}), True)(rows)
+    batches = pair_batches(stage.model_copy(update={"gradient_accumulation_steps": 3}), True)(
+        rows, 0, torch.Generator()
+    )
     assert sum(len(batch["hidden"]) for batch in batches) == CHUNK
     assert [batch["mask"].sum(1).max() for batch in batches] == [batch["hidden"].shape[1] for batch in batches]
     assert batches[0]["hidden"].shape[1] < batches[-1]["hidden"].shape[1], "alike in length"
@@ -130,12 +133,12 @@ def test_what_goes_wrong_in_drawing_is_raised_where_the_step_is_made():
 
     stage = VaeStage(steps=1, batch_size=4, live=10)
     steps = live_steps(
-        stage, Broken(), dict, lambda rows: [rows], CPU, seed=0, first=0, workers=0, rank=0, world_size=1
+        stage, Broken(), dict, lambda rows, *_: [rows], CPU, seed=0, first=0, workers=0, rank=0, world_size=1
     )
     with pytest.raises(OSError, match="the disk is full"):
         next(steps)
     whole = live_steps(
-        stage, Broken(), dict, lambda rows: [rows], CPU, seed=0, first=0, workers=0, rank=0, world_size=3
+        stage, Broken(), dict, lambda rows, *_: [rows], CPU, seed=0, first=0, workers=0, rank=0, world_size=3
     )
     with pytest.raises(ValueError, match="batch_size 4 does not divide by 3"):
         next(whole)

@@ -24,11 +24,11 @@ from edit.conditioning import Conditioning, embed, pad, text_stream
 from edit.flow import flow_shift, skip_reference_output
 from edit.latents import vae_scale
 from training.edit_batches import Average, EditSteps, Painting, levels
+from training.edit_live import live_pairs
 from training.edit_pairs import EditCache, Pairs, Reader, build_cache
 from training.edit_places import NUMBERS, PLACES, importance
 from training.edit_sheet import results_sheet
 from training.edit_start import Start, start
-from training.live import live_pairs
 from training.loop import train
 from training.recipe import EditStage, Lora, Recipe, RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
@@ -114,9 +114,12 @@ class Editor(nn.Module):
 class EditTask:
     """Pairs in, a velocity out."""
 
-    def __init__(self, stage: EditStage, start: Start, cache: EditCache | Reader, pairs: Pairs, seed: int):
-        """`cache` is the pairs' own, or reads them while they are drawn (`stage.live`)."""
-        self.stage, self.start, self.cache, self.seed = stage, start, cache, seed
+    def __init__(
+        self, stage: EditStage, start: Start, cache: EditCache | None, pairs: Pairs, seed: int,
+        reader: Reader | None = None,
+    ):  # fmt: skip
+        """`cache` is that of the pairs; without one `reader` reads them while they are drawn (`stage.live`)."""
+        self.stage, self.start, self.cache, self.reader, self.seed = stage, start, cache, reader, seed
         self.drawn, self.pairs = pairs, pairs if stage.train_vision_language else None
         painters = [start.parts[name] for name in PAINTERS]
         if stage.lora:
@@ -157,7 +160,7 @@ class EditTask:
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
         if self.stage.live:
             vae = self.start.parts["vae"]
-            return live_pairs(self.stage, self.drawn, self.cache, vae, first_step, workers, rank, world_size)
+            return live_pairs(self.stage, self.drawn, self.reader, vae, first_step, workers, rank, world_size)
         data = EditSteps(self.stage, self.cache, self.seed, rank, world_size, self.pairs, self.start.conditioning)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
@@ -271,8 +274,10 @@ def edit(recipe: Recipe, name: str, run: Path, **options) -> Path:
     begun.parts["vae"].to(device).eval()
     multiple = vae_scale(begun.parts["vae"]) * begun.packing
     reader = Reader(begun.model, begun.processor, begun.conditioning, bool(stage.planned))
-    cache = reader
-    if not stage.live:
+    if stage.live:
+        task = EditTask(stage, begun, None, pairs, recipe.seed, reader)
+    else:
         cache = build_cache(out / "cache", pairs, reader, begun.parts["vae"], multiple, options.get("workers", 1))
-    task = EditTask(stage, begun, cache, pairs, recipe.seed)
+        task = EditTask(stage, begun, cache, pairs, recipe.seed)
+    del reader  # nor is the model that sees kept by it, see `EditTask`
     return train(name, stage, task, out, seed=recipe.seed, fsdp=recipe.fsdp, **options)

@@ -20,11 +20,11 @@ from edit.configuration import PRESETS, build
 from edit.flow import flow_shift, set_schedule, skip_reference_output, velocity
 from edit.latents import decode, encode, image_ids, pack, text_ids, token_channels, unpack, vae_scale
 from training.edit_batches import Average, EditSteps, Painting, levels
+from training.edit_live import live_pairs
 from training.edit_pairs import EditCache, PrimerPairs, build_cache
 from training.edit_places import NUMBERS, describe, spelled
 from training.edit_sheet import results_sheet
 from training.edit_start import like
-from training.live import live_pairs
 from training.loop import train
 from training.recipe import PrimerStage, Recipe, RecipeError
 from training.vae import to_pictures, to_pixels
@@ -82,7 +82,7 @@ def paint_by_places(
 
 
 class PrimerTask:
-    """Latents and places in, a velocity out."""
+    """Latents and places in, a velocity out. Without a cache pages are drawn while it learns."""
 
     def __init__(
         self, stage: PrimerStage, transformer: FluxTransformer2DModel, vae: AutoencoderKL,

@@ -20,6 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from edit.configuration import build
 from edit.latents import decode, encode
+from training import live
 from training.loop import train
 from training.recipe import Recipe, VaeStage
 from training.world import draw_sample
@@ -31,10 +32,20 @@ LOOKED_AT = 64  # pictures that latents are measured on
 AT_ONCE = 16
 
 
+def to_bytes(pictures: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
+    """RGB pictures as (pictures, 3, height, width), 0 to 255; resized to `size` (width, height)."""
+    sized = [p if p.size == size else p.resize(size, Image.Resampling.LANCZOS) for p in pictures]
+    return torch.stack([pil_to_tensor(p) for p in sized])
+
+
+def scaled(pixels: torch.Tensor) -> torch.Tensor:
+    """0 to 255 as [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
 def to_pixels(pictures: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
     """RGB pictures as (pictures, 3, height, width) in [-1, 1]; resized to `size` (width, height)."""
-    sized = [p if p.size == size else p.resize(size, Image.Resampling.LANCZOS) for p in pictures]
-    return torch.stack([pil_to_tensor(p) for p in sized]).float() / 127.5 - 1
+    return scaled(to_bytes(pictures, size))
 
 
 def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
@@ -83,6 +94,16 @@ class Pictures(Dataset):
         return pixels[:, y : y + side, x : x + side]
 
 
+class DrawnPictures(Dataset):
+    """Chunk i of whole pictures, `{pixels: (pictures, 3, size, size), 0 to 255}`, for `training.live`."""
+
+    def __init__(self, stage: VaeStage, seed: int):
+        self.pictures, self._size = Pictures(stage, seed), (stage.size, stage.size)
+
+    def __getitem__(self, i: int) -> live.Rows:
+        return {"pixels": to_bytes([self.pictures.draw(i, k) for k in range(live.CHUNK)], self._size)}
+
+
 class Reconstruction(nn.Module):
     """The autoencoder with its loss inside one forward pass, as data parallelism wants it."""
 
@@ -116,12 +137,20 @@ class VaeTask:
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
         if self.stage.live:
-            from training.live import live_pictures  # which draws with what is here
-
-            return live_pictures(self.stage, self.seed, self.model.vae.device, first_step, workers, rank, world_size)
+            return self._live_batches(first_step, workers, rank, world_size)
         data = Pictures(self.stage, self.seed, rank, world_size)
         return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                           prefetch_factor=4 if workers else None)  # fmt: skip
+
+    def _live_batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
+        def batches(rows: live.Rows, step: int, generator: torch.Generator) -> list[dict]:
+            pixels, parts = scaled(rows["pixels"]), self.stage.gradient_accumulation_steps
+            return [{"pixels": part} for part in pixels.chunk(parts)]
+
+        return live.live_steps(
+            self.stage, DrawnPictures(self.stage, self.seed), dict, batches, self.model.vae.device, seed=self.seed,
+            first=first_step, workers=workers, rank=rank, world_size=world_size,
+        )  # fmt: skip
 
     def count(self, batch: dict) -> int:
         return len(batch["pixels"])
