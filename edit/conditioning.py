@@ -47,6 +47,9 @@ class Conditioning:
             what the text says of their places, and the transformer's stream is as short as that, whatever is said.
         skipped_layers: of the model, from its end. Its last states are there to say the next word; a small model's
             middle ones know more of what was read. They come before the model's last norm and get one without weights.
+        with_words: whether behind each state, in as many channels again, stands what the source `words` says of its
+            token. A layer's state tells the next layer what to do; which digit a token was, and which of several, is
+            lost in it bit by bit, and the connector knows no order of its own.
         planned: what the painter is told where the edit was planned, of `{instruction}` and `{plan}`.
     """
 
@@ -58,6 +61,7 @@ class Conditioning:
     view_side: int = 0
     only_places: bool = False
     skipped_layers: int = 0
+    with_words: bool = False
     planned: str = "{instruction} {plan}"
 
     def __post_init__(self):
@@ -83,6 +87,10 @@ class Conditioning:
             ) from error
         if "\0" not in told:
             raise ConditioningError(f"planned is {self.planned!r}, without the plan; put '{{plan}}' where it comes.")
+        if not isinstance(self.with_words, bool):
+            raise ConditioningError(f"with_words is {self.with_words!r}; use true or false.")
+        if self.with_words and self.source == "words":
+            raise ConditioningError("the source 'words' is the words already; leave with_words out, or take another.")
         if self.only_places and not self.view_side:
             raise ConditioningError(
                 "only_places leaves nothing of a picture without places; give its view_side, or leave only_places out."
@@ -104,6 +112,10 @@ class Conditioning:
             what = f"has the field {unknown[0]!r}" if isinstance(values, dict) else "is not a JSON object"
             raise ConditioningError(f"{str(path)!r} {what}; give an object of {', '.join(known)}.")
         return cls(**values)
+
+    def width(self, hidden_size: int) -> int:
+        """Of an embedding, by a model of this width."""
+        return hidden_size * (1 + self.with_words)
 
     def with_plan(self, instruction: str, plan: str) -> str:
         """What the painter is told of a planned edit."""
@@ -166,8 +178,11 @@ def read(
         )
     if conditioning.view_side:
         _check_view(inputs["input_ids"], model.config.image_token_id, conditioning.view_side)
+    words = None
+    if conditioning.source == "words" or conditioning.with_words:
+        words = _with_positions(model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
     if conditioning.source == "words":
-        hidden = _with_positions(model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
+        hidden = words
     else:
         # Through the whole model, not its body: offloading hooks watch the whole. One row of logits is made at most.
         states = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states
@@ -178,6 +193,8 @@ def read(
         hidden = states[-1 - conditioning.skipped_layers]
         if conditioning.skipped_layers:
             hidden = functional.rms_norm(hidden, hidden.shape[-1:])
+        if words is not None:
+            hidden = torch.cat([hidden, words], -1)
     kept = []
     for row, seen in zip(hidden, inputs["attention_mask"].bool(), strict=True):
         own = row[seen][dropped:]

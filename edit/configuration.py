@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import nn
 from transformers import PreTrainedModel
 
+from edit.conditioning import Conditioning
 from edit.connector import EditConnector
 
 _SCHEDULER = {
@@ -164,9 +165,12 @@ def _vae_config(values: dict) -> dict:
     return {**_VAE, **blocks, **values}
 
 
-def mini_editor(vlm: PreTrainedModel, **overrides: dict) -> dict[str, nn.Module | FlowMatchEulerDiscreteScheduler]:
-    """The mini preset's components for a vision-language model of any width, ready to be trained from nothing."""
-    width = vlm.config.get_text_config().hidden_size
+def mini_editor(
+    vlm: PreTrainedModel, conditioning: Conditioning | None = None, **overrides: dict
+) -> dict[str, nn.Module | FlowMatchEulerDiscreteScheduler]:
+    """The mini preset's components for a vision-language model of any width that is asked like this, ready to be
+    trained from nothing."""
+    width = (conditioning or Conditioning()).width(vlm.config.get_text_config().hidden_size)
     connector = {"in_channels": width, **overrides.pop("connector", {})}
     return build("mini", connector=connector, **overrides)
 

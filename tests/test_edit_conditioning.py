@@ -137,6 +137,22 @@ def test_blank_pictures_keep_the_places_of_what_is_not_seen():
     assert torch.allclose(both[0], told["words"][0], atol=1e-5), "padding moves no position"
 
 
+@torch.no_grad()
+def test_words_may_stand_behind_the_states():
+    model, processor = make_model(), make_processor()
+    pairs = [noise(32, 32), noise(32, 32, 1)], ["make it red", "make the star next to it green"]
+    said = [{"with_words": True}, {}, {"source": "words"}]
+    both, states, words = (
+        embed(model, processor, *pairs, Conditioning(dropped_tokens=DROPPED, view_side=2, max_tokens=80, **how))
+        for how in said
+    )
+    for own, state, word in zip(both, states, words, strict=True):
+        # The source `words` sees blank pictures, which have the same tokens.
+        assert torch.equal(own, torch.cat([state, word], -1))
+    width = model.config.text_config.hidden_size
+    assert both[0].shape[-1] == Conditioning(with_words=True).width(width) == 2 * Conditioning().width(width)
+
+
 def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
     path = tmp_path / "conditioning.json"
     path.write_text(json.dumps({"prefix": "Look: ", "dropped_tokens": 12, "max_tokens": 80, "padded_tokens": 80}))
@@ -160,6 +176,8 @@ def test_conditioning_is_replaced_from_a_file(tmp_path, pipeline):
         ('{"planned": "{plan} {x}"}', "no template .*it may name {instruction} and {plan}"),
         ('{"planned": "{plan}}"}', "no template"),
         ('{"planned": 3}', "planned is 3"),
+        ('{"with_words": 1}', "with_words is 1; use true or false"),
+        ('{"with_words": true, "source": "words"}', "is the words already"),
         ('{"only_places": true}', "give its view_side, or leave only_places out"),
     ],
 )

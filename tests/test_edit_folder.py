@@ -10,7 +10,7 @@ from PIL import Image
 
 from training.__main__ import Export, Sheet, run
 from training.edit_folder import export_edits, load_edits
-from training.recipe import RecipeError
+from training.schedule import RecipeError
 from training.world.edits import draw_edit
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from training.conversations import export_world, read_conversations
 from training.data import IGNORED, Encoded, Steps, encode_conversation, pack
 from training.pretrain import start
-from training.recipe import Phase, RecipeError, Source, Stage, World, load_recipe
+from training.recipe import Phase, Source, Stage, World, load_recipe
+from training.schedule import RecipeError
 from training.world import draw_sample
 
 

@@ -20,8 +20,10 @@ from edit.thinking import _with_plan
 from training.edit import Editor, EditSteps, EditTask
 from training.edit_folder import export_edits
 from training.edit_pairs import EditCache, Pairs
-from training.recipe import RECIPES, EditStage, RecipeError, VaeStage, load_recipe
+from training.edit_stages import EditStage, VaeStage
+from training.recipe import RECIPES, load_recipe
 from training.runs import run_stage
+from training.schedule import RecipeError
 from training.vae import LOOKED_AT, Pictures, VaeTask, psnr, to_pictures, to_pixels
 from training.world.edits import draw_edit
 from training.world.sample import stream

@@ -4,12 +4,15 @@ import pytest
 import torch
 from edit_recipe import OPTIONS, PAINTER, small_recipe
 
+from edit import EditPipeline
 from edit.configuration import mini_editor
 from training.edit import Editor, EditSteps, Foresight
 from training.edit_pairs import EditCache
 from training.edit_places import INDEX, NUMBERS, PLACES
-from training.recipe import EditStage, RecipeError
+from training.edit_stages import EditStage
+from training.edit_start import start
 from training.runs import run_stage
+from training.schedule import RecipeError
 from vlm.answering import load
 
 
@@ -31,6 +34,30 @@ def test_foresight_is_learnt_from_the_places_and_first_alone(small_run):
     later["foresight_alone"] = False
     editor.foresight = None
     torch.testing.assert_close(both - editor(later, 0.5), alone)
+
+
+def test_a_trained_editor_goes_on_with_the_words_behind_the_states(small_run, tmp_path):
+    recipe = small_recipe(tmp_path, edit={"editor": str(small_run / "edit" / "model"), "steps": 2,
+                                          "conditioning": {"with_words": True}})  # fmt: skip
+    begun, before = start(recipe.stages["edit"], tmp_path, 0), start(small_recipe(tmp_path / "x", edit={
+        "editor": str(small_run / "edit" / "model")}).stages["edit"], tmp_path, 0)  # fmt: skip
+    connector, known = begun.parts["connector"], before.parts["connector"]
+    width = known.config.in_channels
+    assert connector.config.in_channels == 2 * width and connector.config.num_layers == known.config.num_layers
+    hidden, level = torch.randn(2, 20, 2 * width), torch.rand(2)
+    with torch.no_grad():
+        for own, old in zip(connector(hidden, level), known(hidden[..., :width], level), strict=True):
+            torch.testing.assert_close(own, old)  # of what is new it knows nothing
+    model = run_stage(recipe, "edit", tmp_path, workers=0)
+    learnt = EditPipeline.from_pretrained(model)
+    assert learnt.conditioning.with_words and learnt.connector.token_refiner.proj_in.weight[:, width:].any()
+    # And fresh, one is made as wide.
+    fresh = small_recipe(tmp_path / "fresh", edit={"vae": str(small_run / "vae" / "model"),
+                                                   "conditioning": {"with_words": True}})  # fmt: skip
+    assert start(fresh.stages["edit"], tmp_path / "fresh", 0).parts["connector"].config.in_channels == 2 * width
+    again = recipe.stages["edit"].model_copy(update={"editor": str(model), "conditioning": {"with_words": False}})
+    with pytest.raises(RecipeError, match=f"makes {width} channels, the editor's connector reads {2 * width}; leave"):
+        start(again, tmp_path, 0)
 
 
 def test_what_becomes_of_a_place_is_spelled_by_its_own_token():

@@ -16,9 +16,10 @@ from training.edit_batches import Painting
 from training.edit_pairs import PrimerPairs
 from training.edit_places import NUMBERS, SHARPENED, describe
 from training.edit_primer import PrimerTask, paint_by_places
+from training.edit_stages import PrimerStage
 from training.edit_start import start
-from training.recipe import PrimerStage, RecipeError
 from training.runs import run_stage
+from training.schedule import RecipeError
 from training.world.edits import draw_edit
 
 

@@ -18,8 +18,8 @@ from training.edit_report import compare_edit_reports, edit_report, print_edit_r
 from training.edit_thought import Thinking
 from training.foreign import print_foreign
 from training.foreign_edits import TOOLS, foreign_edits, redraw_edit
-from training.recipe import RecipeError
 from training.runs import run_stage, told_otherwise
+from training.schedule import RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
 from vlm.answering import CHECKPOINTS_VARIABLE, load
 

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from training.edit_live import DrawnPairs, EncodedPairs, pair_batches
 from training.edit_pairs import Pair, Pairs, PrimerPairs, Reader
+from training.edit_stages import EditStage, PrimerStage, VaeStage
 from training.edit_start import start
 from training.live import Newest, live_steps
 from training.loop import _attention
-from training.recipe import EditStage, PrimerStage, Schedule, Stage, VaeStage
+from training.recipe import Stage
 from training.runs import run_stage
+from training.schedule import Schedule
 
 CPU = torch.device("cpu")
 CHUNK = 24

@@ -13,11 +13,13 @@ import pytest
 import torch
 import yaml
 
+from training.edit_stages import EditStage
 from training.loop import faster_precision, learning_rate_factor
 from training.optim import MuonAdamW, build_optimizer, orthogonalised
 from training.pretrain import start
-from training.recipe import RECIPES, EditStage, Optimizer, Recipe, load_recipe
+from training.recipe import RECIPES, Recipe, load_recipe
 from training.runs import run_all, run_stage
+from training.schedule import Optimizer
 from vlm.answering import load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,8 +18,9 @@ from edit.configuration import build, released_vae_config
 from edit.flow import skip_reference_output
 from training.edit import EditTask, adapt
 from training.edit_folder import export_edits
-from training.recipe import RECIPES, RecipeError, load_recipe
+from training.recipe import RECIPES, load_recipe
 from training.runs import run_stage
+from training.schedule import RecipeError
 
 GPU = 24e9  # bytes
 OTHER = 1.5e9  # what CUDA, its kernels and gaps between blocks take

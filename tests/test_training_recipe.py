@@ -6,7 +6,8 @@ import yaml
 
 from edit.configuration import build
 from training.publish import MOST_BYTES
-from training.recipe import RECIPES, RecipeError, load_recipe
+from training.recipe import RECIPES, load_recipe
+from training.schedule import RecipeError
 from vlm.answering import checkpoints
 
 

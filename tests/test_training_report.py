@@ -11,8 +11,9 @@ import torch
 from training.foreign import TOOLS, draw_svg, foreign, redraw
 from training.intervals import mean_of, wilson
 from training.publish import publish
-from training.recipe import RecipeError, load_recipe
+from training.recipe import load_recipe
 from training.report import answer, question, report, score
+from training.schedule import RecipeError
 from training.speed import speed
 from training.world import FAMILIES, draw_sample
 from vlm.answering import load, stream_answer

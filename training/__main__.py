@@ -9,8 +9,9 @@ import tyro
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging
 
-from training.recipe import RecipeError, load_recipe
+from training.recipe import load_recipe
 from training.runs import run_all, run_stage, told_otherwise
+from training.schedule import RecipeError
 from vlm.answering import ModelError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
 
-from training.recipe import RecipeError
+from training.schedule import RecipeError
 from training.world import draw_sample
 
 

@@ -28,9 +28,11 @@ from training.edit_live import live_pairs
 from training.edit_pairs import EditCache, Pairs, Reader, build_cache
 from training.edit_places import NUMBERS, PLACES, importance
 from training.edit_sheet import results_sheet
+from training.edit_stages import EditStage, Lora
 from training.edit_start import Start, start
 from training.loop import train
-from training.recipe import EditStage, Lora, Recipe, RecipeError
+from training.recipe import Recipe
+from training.schedule import RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
 
 PAINTERS = ("connector", "transformer")

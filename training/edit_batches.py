@@ -13,7 +13,7 @@ from edit.conditioning import Conditioning
 from edit.flow import noised, shifted, velocity
 from edit.latents import PACKING, image_ids, pack, unpack
 from training.edit_pairs import EditCache, Pairs, without_share
-from training.recipe import EditStage, PrimerStage
+from training.edit_stages import EditStage, PrimerStage
 from training.world.sample import stream
 
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from training.conversations import open_table
-from training.recipe import RecipeError
+from training.schedule import RecipeError
 from training.world.edits import draw_edit
 from training.world.rendering import SIDE
 

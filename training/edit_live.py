@@ -11,7 +11,7 @@ from edit.conditioning import ask
 from edit.latents import encode, vae_scale
 from training import live
 from training.edit_pairs import Pair, Pairs, PrimerPairs, Reader, changed_latents, words_of
-from training.recipe import EditStage, PrimerStage
+from training.edit_stages import EditStage, PrimerStage
 from training.vae import scaled, to_bytes
 from training.world.sample import stream
 

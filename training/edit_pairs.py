@@ -28,7 +28,7 @@ from edit.conditioning import Conditioning, embed, read
 from edit.latents import encode, target_size
 from training.edit_folder import load_edits
 from training.edit_places import NUMBERS, PLACES, describe
-from training.recipe import EditStage, PrimerStage
+from training.edit_stages import EditStage, PrimerStage
 from training.vae import to_pixels
 from training.world.edits import draw_edit
 from training.world.sample import stream

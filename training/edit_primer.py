@@ -24,9 +24,11 @@ from training.edit_live import live_pairs
 from training.edit_pairs import EditCache, PrimerPairs, build_cache
 from training.edit_places import NUMBERS, describe, spelled
 from training.edit_sheet import results_sheet
+from training.edit_stages import PrimerStage
 from training.edit_start import like
 from training.loop import train
-from training.recipe import PrimerStage, Recipe, RecipeError
+from training.recipe import Recipe
+from training.schedule import RecipeError
 from training.vae import to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
 from training.world.scenes import GRID

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from edit import EditPipeline
+from training.edit_stages import EditStage, PrimerStage
 from training.edit_start import take_primer
 from training.publish import check_size, read_log
-from training.recipe import EditStage, PrimerStage, Recipe, RecipeError
+from training.recipe import Recipe
+from training.schedule import RecipeError
 from vlm.answering import ModelError, load
 
 STAGES = ("vae", "edit_primer", "edit", "edit_joint")

@@ -10,15 +10,18 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from edit import EditPipeline
 from edit.checkpoints import load_released, load_released_vae
 from edit.conditioning import Conditioning
 from edit.configuration import PRESETS, mini_editor, new_scheduler
+from edit.connector import EditConnector
 from edit.latents import PACKING, token_channels
 from training.edit_places import NUMBERS, SHARPENED
-from training.recipe import EditStage, RecipeError
+from training.edit_stages import EditStage
+from training.schedule import RecipeError
 from vlm.answering import load
 from vlm.configuration import view_tokens
 
@@ -98,6 +101,8 @@ def _saved(stage: EditStage, run: Path, dtype: torch.dtype) -> Start:
     options = {name: pipeline.config[name] for name in OPTIONS}
     options["conditioning"] = options["conditioning"] | stage.conditioning
     parts = {name: getattr(pipeline, name) for name in ("vae", "connector", "transformer", "scheduler")}
+    seen = pipeline.vision_language_model.config.get_text_config().hidden_size
+    parts["connector"] = widened(parts["connector"], Conditioning(**options["conditioning"]).width(seen))
     # An editor of this run has learnt with the run's primer already.
     own = Path(stage.editor).resolve().is_relative_to(run.resolve())
     if primer := stage.primer if own else _primer(stage, run):
@@ -131,7 +136,8 @@ def _fresh(stage: EditStage, run: Path, seed: int) -> Start:
     torch.manual_seed(seed)
     width = (PRESETS["mini"]["transformer"] | stage.transformer)["joint_attention_dim"]
     sharpened = {"sharpened": SHARPENED} if stage.foresight and width >= NUMBERS else {}
-    parts = mini_editor(model, connector=sharpened | stage.connector, transformer=channels | stage.transformer)
+    asked = Conditioning(**options["conditioning"])
+    parts = mini_editor(model, asked, connector=sharpened | stage.connector, transformer=channels | stage.transformer)
     parts["vae"] = vae
     if primer := _primer(stage, run):
         take_primer(parts, primer)
@@ -150,6 +156,30 @@ def take_primer(parts: dict, primer: str) -> None:
     with torch.no_grad():
         parts["transformer"].context_embedder.weight[:, NUMBERS:] = 0
         parts["connector"].pooled_projection.weight.zero_()
+
+
+@torch.no_grad()
+def widened(connector: EditConnector, in_channels: int) -> EditConnector:
+    """The connector for hidden states with further channels, of which it knows nothing yet; itself where there are
+    none.
+
+    Raises:
+        RecipeError: they have fewer than it was made for.
+    """
+    had = connector.config.in_channels
+    if in_channels == had:
+        return connector
+    if in_channels < had:
+        raise RecipeError(f"the stage's conditioning makes {in_channels} channels, the editor's connector reads {had}; "
+                          f"leave out of `conditioning` what the editor's own does not say.")  # fmt: skip
+    with torch.device("meta"):
+        wider = EditConnector.from_config(connector.config, in_channels=in_channels)
+    state = connector.state_dict()
+    for name, weight in wider.state_dict().items():
+        if weight.shape != state[name].shape:
+            state[name] = functional.pad(state[name], (0, in_channels - had))
+    wider.load_state_dict(state, assign=True)
+    return wider
 
 
 def like(transformer: FluxTransformer2DModel, saved: str) -> FluxTransformer2DModel:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.recipe import EditStage, PrimerStage, VaeStage
+from training.edit_stages import EditStage, PrimerStage, VaeStage
 
 CHUNK = 128  # samples that a process draws, and the device encodes, at once
 WAITING = 4  # chunks that are drawn and not yet encoded, at most

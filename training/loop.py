@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.curves import draw_curves
 from training.optim import build_optimizer
-from training.recipe import Schedule
+from training.schedule import Schedule
 
 # It warns at each checkpoint that the tied head is written once; that is what tying means.
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)

@@ -10,7 +10,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from training.recipe import Optimizer
+from training.schedule import Optimizer
 
 # Coefficients of the quintic Newton-Schulz iteration: they trade exact singular values for speed near zero.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from training.language import train_language
-from training.recipe import Recipe, RecipeError
+from training.recipe import Recipe
+from training.schedule import RecipeError
 from training.tokenizer import build_tokenizer
 from vlm import Step3VLConfig, Step3VLForConditionalGeneration, Step3VLProcessor
 from vlm.answering import load

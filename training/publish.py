@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from training.recipe import Recipe, RecipeError
+from training.recipe import Recipe
 from training.report import MAX_NEW_TOKENS
+from training.schedule import RecipeError
 from vlm.answering import load
 
 MOST_BYTES = 48_000_000  # of all that is shipped in one folder of `checkpoints/`, the editor in it included

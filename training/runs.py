@@ -5,8 +5,10 @@ from pathlib import Path
 from training.curves import draw_curves
 from training.edit import edit
 from training.edit_primer import edit_primer
+from training.edit_stages import EditStage, PrimerStage
 from training.pretrain import pretrain
-from training.recipe import EditStage, PrimerStage, Recipe, RecipeError
+from training.recipe import Recipe
+from training.schedule import RecipeError
 from training.sft import sft
 from training.vae import vae
 

@@ -15,7 +15,8 @@ from training.data import Steps
 from training.loop import faster_precision
 from training.optim import build_optimizer
 from training.pretrain import start
-from training.recipe import Recipe, RecipeError
+from training.recipe import Recipe
+from training.schedule import RecipeError
 
 # Which operator belongs to which line of the table; what matches none is `everything else`.
 KINDS = {

@@ -21,8 +21,9 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from edit.configuration import build
 from edit.latents import decode, encode
 from training import live
+from training.edit_stages import VaeStage
 from training.loop import train
-from training.recipe import Recipe, VaeStage
+from training.recipe import Recipe
 from training.world import draw_sample
 from training.world.edits import draw_edit
 from training.world.sample import stream
