@@ -13,8 +13,10 @@ from edit_recipe import ROOT, small_recipe
 from edit import EditPipeline
 from edit.inputs import EditError
 from edit.loading import load_editor
+from training.edit_places import INDEX, describe
 from training.edit_publish import publish_editor
 from training.edit_report import compare_edit_reports, edit_report, print_edit_report
+from training.edit_said import SPOT_TOLERANCE, SPOTS, is_right, said_right
 from training.edit_thought import Thinking
 from training.foreign import print_foreign
 from training.foreign_edits import TOOLS, foreign_edits, redraw_edit
@@ -38,7 +40,7 @@ def test_the_report_has_every_family_and_the_ceiling(small_run, tmp_path):
         assert tuple(summary[families]) == EDIT_FAMILIES
         for figures in summary[families].values():
             assert figures["n"] == 1 and 0 <= figures["success"] <= 1 and 0 <= figures["preservation"] <= 1
-            assert 0 <= figures["ceiling"] <= 1 and figures["ceiling_psnr"] > 0
+            assert 0 <= figures["ceiling"] <= 1 and figures["ceiling_psnr"] > 0 and 0 <= figures["said"] <= 1
     assert 0 <= summary["mean"] <= 1 and 0 <= summary["held_out_compositions"] <= 1
     assert (tmp_path / "edits.png").stat().st_size > 1000
     assert len((tmp_path / "edits.jsonl").read_text().splitlines()) == 2 * len(EDIT_FAMILIES)
@@ -65,12 +67,38 @@ def test_what_the_editor_is_told_is_what_it_paints(small_run, monkeypatch):
     given.clear()
     summary = edit_report(editor, 3, ("test",), 1, None, 2, told="numbers")
     assert summary["told"] == "numbers" and summary["families"]["remove"]["n"] == 3 and not given
+    assert summary["families"]["remove"]["said"] is None
     for wrong in ({"told": "hints"}, {"told": "plan", "thinking": Thinking(candidates=2)}):
         with pytest.raises(ValueError, match="give one of instruction, plan, numbers, and the first"):
             edit_report(editor, 1, ("test",), 1, **wrong)
     monkeypatch.setattr("training.edit_report.NUMBERS", 10**6)
     with pytest.raises(ValueError, match="tell numbers to an editor that began with `edit_primer`"):
         edit_report(editor, 1, ("test",), 1, told="numbers")
+
+
+def test_what_the_connector_says_is_judged_by_itself(small_run):
+    edits = [draw_edit(seed, "test", family) for seed, family in enumerate(("move", "count", "text"))]
+    for edit in edits:
+        truth = torch.from_numpy(describe(*edit.pages))
+        assert is_right(truth, truth) and is_right(truth * 0.6 + 0.2 * (truth > 0), truth)
+        wrong = truth.clone()
+        wrong[3, INDEX["new ground", "white"]] = 0.6
+        assert not is_right(wrong, truth)
+    moved = torch.from_numpy(describe(*edits[0].pages))
+    for off, right in ((0.9, True), (1.1, False)):
+        said = moved.clone()
+        said[:, SPOTS] += off * SPOT_TOLERANCE
+        assert is_right(said, moved) == right
+    shipped = load_editor("mini")
+    easy = [draw_edit(seed, "test", "remove") for seed in range(6)]
+    words = [e.instruction for e in easy]
+    right = said_right(shipped, easy, words, 4)
+    assert len(right) == 6 and sum(right) >= 4
+    assert not any(said_right(shipped, easy, ["make the background black"] * 6))
+    small = load_editor(str(small_run / "edit" / "model"))
+    small.conditioning = small.conditioning.replaced(view_side=0, only_places=False)
+    with pytest.raises(ValueError, match="train it with `foresight`"):
+        said_right(small, easy, words)
 
 
 @pytest.mark.parametrize("tool", ("matplotlib", "photo"))

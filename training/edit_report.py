@@ -17,6 +17,7 @@ from edit.loading import load_editor
 from training.edit_batches import Painting
 from training.edit_places import NUMBERS
 from training.edit_primer import paint_by_places
+from training.edit_said import said_right, spells
 from training.edit_sheet import results_sheet
 from training.edit_thought import Thinking, paint_with_thought, thinking_figures
 from training.intervals import mean_of, wilson
@@ -52,11 +53,13 @@ def edit_report(
         told: one of `TOLD`; `numbers` only of an editor whose transformer began with `edit_primer`.
 
     Returns:
-        `families`: {name: {success, n, interval, change, preservation, ceiling, ceiling_psnr}} on `test`, where
-        `ceiling` is the success of the truth itself after it went through the autoencoder, and `ceiling_psnr` its
-        likeness to the truth in dB; `mean` of the successes with `mean_interval`; `held_out_compositions` and `hard`
-        likewise. Fractions, but for the dB. `source` is what the editor reads, see `edit.conditioning.SOURCES`. With
-        thinking, `{split}_thinking` has `edit_thought.thinking_figures`.
+        `families`: {name: {success, n, interval, change, preservation, ceiling, ceiling_psnr, said}} on `test`, where
+        `ceiling` is the success of the truth itself after it went through the autoencoder, `ceiling_psnr` its likeness
+        to the truth in dB, and `said` the share of which the connector says all that the painter needs to know, see
+        `edit_said`: None with thinking, by numbers, and of a connector that was not taught to; `mean` of the successes
+        with `mean_interval`; `held_out_compositions` and `hard` likewise. Fractions, but for the dB. `source` is what
+        the editor reads, see `edit.conditioning.SOURCES`. With thinking, `{split}_thinking` has
+        `edit_thought.thinking_figures`.
 
     Raises:
         ValueError: nothing asked for, an unknown split, or told what it cannot be.
@@ -86,6 +89,9 @@ def edit_report(
                 painted = paint(pipeline, edits, steps, guidance, batch_size, told)
                 own_thoughts = [{}] * len(edits)
             scored[family], own = _score(pipeline, edits, painted)
+            spelled = spells(pipeline) and not thinks and told != "numbers"
+            said = said_right(pipeline, edits, words_told(pipeline, edits, told), batch_size) if spelled else None
+            scored[family]["said"] = said and round(mean(said), 4)
             rows += [row | thought for row, thought in zip(own, own_thoughts, strict=True)]
             shown += list(zip(edits, painted, strict=True))[:SHOWN]
         by_family, name = SPLITS[split]
@@ -118,17 +124,21 @@ def paint(
     if told == "numbers":
         return _paint_by_places(pipeline, edits, steps, batch_size)
     generators = [torch.Generator().manual_seed(edit.seed) for edit in edits]
-    words = [e.instruction for e in edits]
-    if told == "plan":
-        words = [pipeline.conditioning.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
     return pipeline(
         [e.before for e in edits],
-        words,
+        words_told(pipeline, edits, told),
         generator=generators,
         num_inference_steps=steps,
         guidance_scale=guidance,
         batch_size=batch_size,
     ).images
+
+
+def words_told(pipeline: EditPipeline, edits: list[Edit], told: str) -> list[str]:
+    """The instructions, or with `plan` what the editor is told of a planned edit."""
+    if told == "plan":
+        return [pipeline.conditioning.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
+    return [e.instruction for e in edits]
 
 
 def _paint_by_places(pipeline: EditPipeline, edits: list[Edit], steps, batch_size: int) -> list:
@@ -171,12 +181,13 @@ def print_edit_report(summary: dict, *, as_json: bool) -> None:
         if by_family not in summary:
             continue
         table = Table(title=f"edits, {split}: {summary['editor']}, told by {summary['told']}")
-        for column in ("family", "success", "95 %", "change", "preservation", "ceiling", "ceiling PSNR"):
+        for column in ("family", "success", "95 %", "change", "preservation", "ceiling", "ceiling PSNR", "said"):
             table.add_column(column, justify="left" if column == "family" else "right")
         for family, s in summary[by_family].items():
             low, high = s["interval"]
             table.add_row(family, f"{s['success']:.1%}", f"{low:.0%} to {high:.0%}", f"{s['change']:.2f}",
-                          f"{s['preservation']:.2f}", f"{s['ceiling']:.1%}", f"{s['ceiling_psnr']:.1f} dB")  # fmt: skip
+                          f"{s['preservation']:.2f}", f"{s['ceiling']:.1%}", f"{s['ceiling_psnr']:.1f} dB",
+                          "" if s["said"] is None else f"{s['said']:.1%}")  # fmt: skip
         low, high = summary[f"{name}_interval"]
         table.add_row("mean", f"{summary[name]:.1%}", f"{low:.1%} to {high:.1%}", style="bold")
         Console().print(table)

@@ -1,0 +1,51 @@
+"""What the connector says of each place, judged by itself: whether an edit fails because it was misread, or because it
+was badly painted."""
+
+from collections.abc import Sequence
+
+import torch
+
+from edit import EditPipeline
+from edit.conditioning import embed, pad
+from training.edit_places import INDEX, NUMBERS, PLACES, SPOT_WEIGHT, describe
+from training.world.edits import Edit
+
+SPOTS = [INDEX["spot", "across"], INDEX["spot", "down"]]
+# Of half a cell: as far off as is as wrong as a yes for a no.
+SPOT_TOLERANCE = SPOT_WEIGHT**-0.5
+
+
+def spells(pipeline: EditPipeline) -> bool:
+    """Whether the connector was taught to spell what becomes of each place (`foresight`)."""
+    sees_places = pipeline.conditioning.view_side**2 == PLACES
+    return bool(pipeline.connector.config.sharpened) and sees_places
+
+
+@torch.no_grad()
+def said_right(pipeline: EditPipeline, edits: Sequence[Edit], words: Sequence[str], batch_size: int = 16) -> list[bool]:
+    """Whether of each edit, told by these words, all numbers of all places are right: every yes and no, and the spots
+    within `SPOT_TOLERANCE`.
+
+    Raises:
+        ValueError: the connector `spells` nothing.
+    """
+    if not spells(pipeline):
+        raise ValueError("the connector was not taught to spell what becomes of each place; train it with `foresight`.")
+    right = []
+    for first in range(0, len(edits), batch_size):
+        own, own_words = edits[first : first + batch_size], words[first : first + batch_size]
+        embeddings = embed(pipeline.vision_language_model, pipeline.processor, [e.before for e in own], own_words,
+                           pipeline.conditioning)  # fmt: skip
+        hidden, mask = pad(embeddings, pipeline.conditioning.padded_tokens)
+        text, _ = pipeline.connector(hidden, torch.ones(len(own), device=hidden.device, dtype=hidden.dtype), mask)
+        said = text[:, 1 : 1 + PLACES, :NUMBERS].float().cpu()
+        right += [is_right(places, torch.from_numpy(describe(*e.pages))) for places, e in zip(said, own, strict=True)]
+    return right
+
+
+def is_right(said: torch.Tensor, truth: torch.Tensor) -> bool:
+    """Both (places, numbers)."""
+    near = (said - truth).abs()[:, SPOTS].max() <= SPOT_TOLERANCE
+    yes, wanted = said > 0.5, truth > 0.5
+    yes[:, SPOTS] = wanted[:, SPOTS] = False
+    return bool(near) and torch.equal(yes, wanted)
