@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from edit_recipe import ROOT, small_recipe
+from PIL import Image
 
 from edit import EditPipeline
 from edit.inputs import EditError
@@ -199,8 +200,9 @@ def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch)
     recipe = small_recipe(small_run, vae={}, edit={"families": ["add", "count", "add"]})
     shutil.copytree(ROOT / "checkpoints" / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("editor", "vae"))
     report = tmp_path / "report.txt"
-    report.write_text("a table\n" + json.dumps(edit_report(str(small_run / "edit" / "model"), 1, ("test",), 1)) + "\n")
-    out = publish_editor(recipe, small_run, tmp_path / "mini" / "editor", report)
+    summary = edit_report(str(small_run / "edit" / "model"), 1, ("test",), 1, out=tmp_path)
+    report.write_text("a table\n" + json.dumps(summary) + "\n")
+    out = publish_editor(recipe, small_run, tmp_path / "mini" / "editor", report, sheet=tmp_path / "edits.png")
     monkeypatch.setenv(CHECKPOINTS_VARIABLE, str(tmp_path))
     shipped, original = load_editor("mini"), EditPipeline.from_pretrained(small_run / "edit" / "model")
     for name in ("transformer", "connector", "vae"):
@@ -211,7 +213,10 @@ def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch)
     weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
     assert "`python -m training edit --recipe test`" in card and "| recolour |" in card
-    assert "12 pairs of add (2 times), count, " in card
+    assert "12 pairs of add (2 times), count, " in card and "](edits.webp)" in card
+    with Image.open(out / "edits.webp") as shown, Image.open(tmp_path / "edits.png") as drawn:
+        assert shown.size == drawn.size
+    assert hashlib.sha256((out / "edits.webp").read_bytes()).hexdigest() in card
 
     # Another painter for the editor that is there.
     primed = small_recipe(tmp_path / "primed", edit_primer={})
@@ -228,6 +233,7 @@ def test_an_editor_is_shipped_beside_its_model(small_run, tmp_path, monkeypatch)
     for a, b in zip(again.connector.parameters(), shipped.connector.parameters(), strict=True):
         assert torch.equal(a, b) or not a.any()
     assert "full pages told by numbers" in (out / "README.md").read_text()
+    assert not (out / "edits.webp").exists() and "edits.webp" not in (out / "README.md").read_text(), "another's edits"
 
     # Nothing is left behind, nor is what was there lost, where there is too much to ship.
     monkeypatch.setattr("training.publish.MOST_BYTES", 19_000_000)
@@ -244,6 +250,9 @@ def test_an_editor_that_cannot_be_shipped_is_refused(small_run, tmp_path):
         publish_editor(recipe, tmp_path, tmp_path / "mini" / "editor")
     with pytest.raises(RecipeError, match="Publish that first"):
         publish_editor(recipe, small_run, tmp_path / "mini" / "editor")
+    (tmp_path / "edits.png").write_text("no picture")
+    with pytest.raises(RecipeError, match=r"edits.png is no picture .*give edits.png of `report --edits --out DIR`"):
+        publish_editor(recipe, small_run, tmp_path / "mini" / "editor", sheet=tmp_path / "edits.png")
     model, processor = load("mini")
     with torch.no_grad():
         next(model.parameters()).add_(1)

@@ -178,6 +178,8 @@ class Publish:
     default the last of the first two that the recipe has."""
     report: Path | None = None
     """A file that ends with the JSON line of `report --json` (or `report --edits --json`), for the card's scores."""
+    sheet: Path | None = None
+    """The edits.png of `report --edits --out DIR`, for the card of an editor."""
 
 
 Command = (
@@ -265,7 +267,7 @@ def run(command) -> None:
             out = command.out or Path("checkpoints") / recipe.name
             stage = (command.stage or "").replace("-", "_")
             if stage in OF_THE_EDITOR:
-                print(publish_editor(recipe, run_folder, out / "editor", command.report, stage))
+                print(publish_editor(recipe, run_folder, out / "editor", command.report, stage, command.sheet))
             else:
                 print(publish(recipe, run_folder, out, command.report, command.stage))
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from edit import EditPipeline
 from training.edit_stages import EditStage, PrimerStage
@@ -44,13 +45,20 @@ seen a photograph.
 ## Scores
 
 {scores}
-
+{sheet}
 ## Files
 
 | file | sha256 |
 | --- | --- |
 {files}
 """
+
+SHEET = """
+New edits, the first of each family: input, output, truth.
+
+![input, output and truth of an edit a family](edits.webp)
+"""
+SHEET_QUALITY = 75
 
 SOURCES = {
     "picture": "the hidden states of the model that sees, of picture and instruction",
@@ -59,7 +67,9 @@ SOURCES = {
 }
 
 
-def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = None, stage: str = "edit") -> Path:
+def publish_editor(
+    recipe: Recipe, run: Path, out: Path, report: Path | None = None, stage: str = "edit", sheet: Path | None = None
+) -> Path:
     """Writes the editor that `stage` left in the run to `out`, whole or not at all; of `edit_primer` the editor that is
     there, with the transformer that stage left.
 
@@ -68,11 +78,13 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
         out: the folder to fill, inside that of the model that sees (`checkpoints/mini/editor`); replaced where it is
             there. An editor that was trained together with its model brings its own.
         report: a file whose last line is the JSON of `python -m training report --edits --json`.
+        sheet: the picture that `report --edits --out DIR` drew, `edits.png`, for the card.
 
     Raises:
-        RecipeError: the stage is not done, trained adapters alone or was trained with another model than the one it
-            would lie beside; or all that is shipped would be too large.
+        RecipeError: the sheet is no picture; the stage is not done, trained adapters alone or was trained with another
+            model than the one it would lie beside; or all that is shipped would be too large.
     """
+    shown = _picture(sheet) if sheet else None
     own = recipe.stages.get(stage)
     if not isinstance(own, EditStage | PrimerStage):
         edits = ", ".join(name for name, value in recipe.stages.items() if isinstance(value, EditStage | PrimerStage))
@@ -94,6 +106,8 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, vision_language=beside)
     _forget_paths(partial)
+    if shown:
+        shown.save(partial / "edits.webp", quality=SHEET_QUALITY, method=6)
     (partial / "README.md").write_text(_card(recipe, run, stage, pipeline, partial, report), encoding="utf-8")
     try:
         check_size(out.parent, instead_of=out)
@@ -103,6 +117,15 @@ def publish_editor(recipe: Recipe, run: Path, out: Path, report: Path | None = N
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
     return out
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise RecipeError(
+            f"the sheet {path} is no picture that can be read ({error}); give edits.png of `report --edits --out DIR`."
+        ) from error
 
 
 def _with_painter(editor: Path, transformer: Path) -> EditPipeline:
@@ -159,6 +182,7 @@ def _card(recipe: Recipe, run: Path, stage: str, pipeline: EditPipeline, folder:
         threads=torch.get_num_threads(),
         source=SOURCES[pipeline.conditioning.source],
         scores=_scores(summary) if summary else "Not measured yet.",
+        sheet=SHEET if (folder / "edits.webp").exists() else "",
         files="\n".join(
             f"| {p.relative_to(folder).as_posix()} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |" for p in files
         ),

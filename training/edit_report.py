@@ -24,7 +24,7 @@ from training.intervals import mean_of, wilson
 from training.vae import psnr, reconstruct, to_pictures, to_pixels
 from training.world.edits import EDIT_FAMILIES, Edit, draw_edit
 
-SHOWN = 2  # edits a family on the sheet
+SHOWN, COLUMNS = 1, 3  # edits a family on the sheet, and beside each other
 # What an editor is told: the instruction; the world's own plan, as if it had planned without fault; or what becomes of
 # each place, in numbers, by which the painter alone is judged.
 TOLD = ("instruction", "plan", "numbers")
@@ -102,7 +102,7 @@ def edit_report(
     summary["seconds"] = round(time.perf_counter() - started, 1)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        results_sheet(*map(list, zip(*shown, strict=True)), columns=2 * SHOWN).save(out / "edits.png")
+        results_sheet(*map(list, zip(*shown, strict=True)), columns=COLUMNS).save(out / "edits.png")
         (out / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return summary
 
