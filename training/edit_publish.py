@@ -58,7 +58,7 @@ New edits, the first of each family: input, output, truth.
 
 ![input, output and truth of an edit a family](edits.webp)
 """
-SHEET_QUALITY = 75
+SHEET_QUALITY = 50
 
 SOURCES = {
     "picture": "the hidden states of the model that sees, of picture and instruction",
