@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import gradio as gr
 import pytest
@@ -329,6 +330,22 @@ def test_a_model_that_cannot_be_loaded_leaves_the_earlier_one(panel, name, words
 
 def test_a_notice_is_text_not_markup():
     assert "<img" not in line(page_parts.warn("<img src=x>"))
+
+
+def test_a_page_that_comes_slowly_is_served(monkeypatch):
+    """What Gradio takes for an address that cannot be reached."""
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Markdown("It is here.")
+    with socket.socket() as any_free:
+        any_free.bind(("127.0.0.1", 0))
+        port = any_free.getsockname()[1]
+    address = app.launch(page, "127.0.0.1", port, prevent_thread_lock=True)
+    try:
+        with urlopen(address, timeout=60) as answer:
+            assert b"It is here." in answer.read()
+    finally:
+        page.close(verbose=False)
 
 
 def test_an_unusable_port_is_one_line(script, monkeypatch):
