@@ -108,9 +108,9 @@ def build(
 
 def launch(page: gr.Blocks, host: str, port: int, **options) -> str:
     """Serve the page and return its address. Raises `OSError` when the port is taken."""
+    css = CSS + ASK_CSS + TREE_CSS + EDIT_CSS + RESULTS_CSS
     # Without Gradio's own look at the page (`_frontend`), which waits 3 seconds and then takes a slow machine for one
     # that cannot be reached; its first request, for the startup events, has been answered by then.
-    css = CSS + ASK_CSS + TREE_CSS + EDIT_CSS + RESULTS_CSS
     _, address, _ = page.launch(
         server_name=host, server_port=port, theme=THEME, css=css, footer_links=[], quiet=True, ssr_mode=False,
         show_error=True, max_file_size="100mb", _frontend=False, **options,

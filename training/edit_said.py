@@ -11,7 +11,7 @@ from training.edit_places import INDEX, NUMBERS, PLACES, SPOT_WEIGHT, describe
 from training.world.edits import Edit
 
 SPOTS = [INDEX["spot", "across"], INDEX["spot", "down"]]
-# Of half a cell: as far off as is as wrong as a yes for a no.
+# In halves of a cell, as spots are told: so far off, its weighted error is that of a yes for a no.
 SPOT_TOLERANCE = SPOT_WEIGHT**-0.5
 
 
@@ -44,7 +44,7 @@ def said_right(pipeline: EditPipeline, edits: Sequence[Edit], words: Sequence[st
 
 
 def is_right(said: torch.Tensor, truth: torch.Tensor) -> bool:
-    """Both (places, numbers)."""
+    """Of one edit: what the connector says, sharpened or not, against what `describe` tells; both (places, numbers)."""
     near = (said - truth).abs()[:, SPOTS].max() <= SPOT_TOLERANCE
     yes, wanted = said > 0.5, truth > 0.5
     yes[:, SPOTS] = wanted[:, SPOTS] = False
