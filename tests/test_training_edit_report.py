@@ -16,7 +16,7 @@ from edit.inputs import EditError
 from edit.loading import load_editor
 from training.edit_places import INDEX, describe
 from training.edit_publish import publish_editor
-from training.edit_report import compare_edit_reports, edit_report, print_edit_report
+from training.edit_report import compare_edit_reports, edit_report, embed_edits, print_edit_report
 from training.edit_said import SPOT_TOLERANCE, SPOTS, is_right, said_right
 from training.edit_thought import Thinking
 from training.foreign import print_foreign
@@ -53,18 +53,19 @@ def test_what_the_editor_is_told_is_what_it_paints(small_run, monkeypatch):
     """By plan its words are the world's own; by numbers no word counts."""
     monkeypatch.setattr("training.edit_report.EDIT_FAMILIES", ("remove", "text"))
     editor, given = str(small_run / "edit" / "model"), []
-    painted = EditPipeline.__call__
+    read = EditPipeline.encode_prompt
 
-    def call(pipeline, pictures, instructions, **options):
+    def encode_prompt(pipeline, pictures, instructions, *options):
         given.append(instructions)
-        return painted(pipeline, pictures, instructions, **options)
+        return read(pipeline, pictures, instructions, *options)
 
-    monkeypatch.setattr(EditPipeline, "__call__", call)
+    monkeypatch.setattr(EditPipeline, "encode_prompt", encode_prompt)
     summary = edit_report(editor, 2, ("test",), 1, told="plan")
     size = max(load_editor(editor).config.size_levels)
     edits = [draw_edit(seed, "test", "remove", size=size) for seed in range(2)]
     how = load_editor(editor).conditioning
     assert summary["told"] == "plan" and given[0] == [how.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
+    assert len(given) == 2  # each family once, for the painting and for what is said
     given.clear()
     summary = edit_report(editor, 3, ("test",), 1, None, 2, told="numbers")
     assert summary["told"] == "numbers" and summary["families"]["remove"]["n"] == 3 and not given
@@ -92,14 +93,15 @@ def test_what_the_connector_says_is_judged_by_itself(small_run):
         assert is_right(said, moved) == right
     shipped = load_editor("mini")
     easy = [draw_edit(seed, "test", "remove") for seed in range(6)]
-    words = [e.instruction for e in easy]
-    right = said_right(shipped, easy, words, 4)
+    told = embed_edits(shipped, easy)
+    right = said_right(shipped, easy, told, 4)
     assert len(right) == 6 and sum(right) >= 4
-    assert not any(said_right(shipped, easy, ["make the background black"] * 6))
+    other = shipped.encode_prompt([e.before for e in easy], ["make the background black"] * 6)
+    assert not any(said_right(shipped, easy, other))
     small = load_editor(str(small_run / "edit" / "model"))
     small.conditioning = small.conditioning.replaced(view_side=0, only_places=False)
     with pytest.raises(ValueError, match="train it with `foresight`"):
-        said_right(small, easy, words)
+        said_right(small, easy, told)
 
 
 @pytest.mark.parametrize("tool", ("matplotlib", "photo"))

@@ -82,15 +82,17 @@ def edit_report(
         scored, thoughts = {}, []
         for family in track(EDIT_FAMILIES, f"{split:9}", console=Console(stderr=True)):
             edits = [draw_edit(seed, split, family, size=size) for seed in range(samples)]
+            own_thoughts, said = [{}] * len(edits), None
             if thinks:
                 painted, own_thoughts = paint_with_thought(pipeline, edits, thinking, steps, guidance)
                 thoughts += own_thoughts
+            elif told == "numbers":
+                painted = _paint_by_places(pipeline, edits, steps, batch_size)
             else:
-                painted = paint(pipeline, edits, steps, guidance, batch_size, told)
-                own_thoughts = [{}] * len(edits)
+                embeddings = embed_edits(pipeline, edits, told, batch_size)
+                painted = paint(pipeline, edits, embeddings, steps, guidance, batch_size)
+                said = said_right(pipeline, edits, embeddings, batch_size) if spells(pipeline) else None
             scored[family], own = _score(pipeline, edits, painted)
-            spelled = spells(pipeline) and not thinks and told != "numbers"
-            said = said_right(pipeline, edits, words_told(pipeline, edits, told), batch_size) if spelled else None
             scored[family]["said"] = said and round(mean(said), 4)
             rows += [row | thought for row, thought in zip(own, own_thoughts, strict=True)]
             shown += list(zip(edits, painted, strict=True))[:SHOWN]
@@ -112,33 +114,34 @@ def compare_edit_reports(editors: Sequence[str], *arguments) -> dict[str, list[d
     return {"against": [edit_report(editor, *arguments) for editor in editors]} if editors else {}
 
 
+def embed_edits(pipeline: EditPipeline, edits: list[Edit], told: str = "instruction", batch_size: int = 16) -> list:
+    """The embeddings of the edits told by their instructions, or with `plan` by what the editor is told of a planned
+    edit; see `EditPipeline.encode_prompt`."""
+    words = [e.instruction for e in edits]
+    if told == "plan":
+        words = [pipeline.conditioning.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
+    return pipeline.encode_prompt([e.before for e in edits], words, batch_size)
+
+
 def paint(
     pipeline: EditPipeline,
     edits: list[Edit],
+    embeddings: list[torch.Tensor],
     steps: int | None = None,
     guidance: float | None = None,
     batch_size: int = 16,
-    told: str = "instruction",
 ) -> list[Image.Image]:
-    """The edits as the editor makes them, each from its own seed; see `edit_report` for the arguments."""
-    if told == "numbers":
-        return _paint_by_places(pipeline, edits, steps, batch_size)
+    """The edits, read by `embed_edits`, as the editor makes them, each from its own seed; see `edit_report` for the
+    arguments."""
     generators = [torch.Generator().manual_seed(edit.seed) for edit in edits]
     return pipeline(
         [e.before for e in edits],
-        words_told(pipeline, edits, told),
+        prompt_embeds=embeddings,
         generator=generators,
         num_inference_steps=steps,
         guidance_scale=guidance,
         batch_size=batch_size,
     ).images
-
-
-def words_told(pipeline: EditPipeline, edits: list[Edit], told: str) -> list[str]:
-    """The instructions, or with `plan` what the editor is told of a planned edit."""
-    if told == "plan":
-        return [pipeline.conditioning.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]
-    return [e.instruction for e in edits]
 
 
 def _paint_by_places(pipeline: EditPipeline, edits: list[Edit], steps, batch_size: int) -> list:

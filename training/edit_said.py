@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from edit import EditPipeline
-from edit.conditioning import embed, pad
+from edit.conditioning import pad
 from training.edit_places import INDEX, NUMBERS, PLACES, SPOT_WEIGHT, describe
 from training.world.edits import Edit
 
@@ -22,9 +22,11 @@ def spells(pipeline: EditPipeline) -> bool:
 
 
 @torch.no_grad()
-def said_right(pipeline: EditPipeline, edits: Sequence[Edit], words: Sequence[str], batch_size: int = 16) -> list[bool]:
-    """Whether of each edit, told by these words, all numbers of all places are right: every yes and no, and the spots
-    within `SPOT_TOLERANCE`.
+def said_right(
+    pipeline: EditPipeline, edits: Sequence[Edit], embeddings: Sequence[torch.Tensor], batch_size: int = 16
+) -> list[bool]:
+    """Whether of each edit, as `EditPipeline.encode_prompt` reads it, all numbers of all places are right: every
+    yes and no, and the spots within `SPOT_TOLERANCE`.
 
     Raises:
         ValueError: the connector `spells` nothing.
@@ -33,10 +35,8 @@ def said_right(pipeline: EditPipeline, edits: Sequence[Edit], words: Sequence[st
         raise ValueError("the connector was not taught to spell what becomes of each place; train it with `foresight`.")
     right = []
     for first in range(0, len(edits), batch_size):
-        own, own_words = edits[first : first + batch_size], words[first : first + batch_size]
-        embeddings = embed(pipeline.vision_language_model, pipeline.processor, [e.before for e in own], own_words,
-                           pipeline.conditioning)  # fmt: skip
-        hidden, mask = pad(embeddings, pipeline.conditioning.padded_tokens)
+        own = edits[first : first + batch_size]
+        hidden, mask = pad(embeddings[first : first + batch_size], pipeline.conditioning.padded_tokens)
         text, _ = pipeline.connector(hidden, torch.ones(len(own), device=hidden.device, dtype=hidden.dtype), mask)
         said = text[:, 1 : 1 + PLACES, :NUMBERS].float().cpu()
         right += [is_right(places, torch.from_numpy(describe(*e.pages))) for places, e in zip(said, own, strict=True)]

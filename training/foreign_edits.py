@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from edit.loading import load_editor
-from training.edit_report import paint
+from training.edit_report import embed_edits, paint
 from training.edit_sheet import results_sheet
 from training.foreign import as_photo, by_tool, in_perspective, through_cairo, through_matplotlib
 from training.intervals import wilson
@@ -72,7 +72,7 @@ def foreign_edits(model: str, samples: int, out: Path | None = None) -> dict:
     def judge(tool: str, drawn: list[Edit], redrawn: list[Edit]) -> dict:
         figures = {}
         for name, edits in (("foreign", redrawn), ("native", drawn)):
-            painted = paint(pipeline, edits)
+            painted = paint(pipeline, edits, embed_edits(pipeline, edits))
             figures[name] = _figures(edits, painted)
             if out is not None and name == "foreign":
                 out.mkdir(parents=True, exist_ok=True)
