@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from training.conversations import read_conversations
 from training.recipe import Phase, Source, Stage, World
@@ -164,13 +164,6 @@ class Steps(Dataset):
             samples.append(encoded)
         parts = self.stage.gradient_accumulation_steps
         return [pack(samples[part::parts], self.stage.row_length) for part in range(parts) if samples[part::parts]]
-
-    def loader(self, first_step: int, workers: int = 1) -> DataLoader:
-        """Batches from `first_step` on, made ahead in another process so that the model does not wait."""
-        return DataLoader(
-            self, batch_size=None, sampler=range(first_step, len(self)), num_workers=workers,
-            prefetch_factor=4 if workers else None,
-        )  # fmt: skip
 
 
 def pack(samples: list[Encoded], row_length: int) -> dict[str, torch.Tensor]:

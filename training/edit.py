@@ -17,7 +17,6 @@ from diffusers import FluxTransformer2DModel
 from diffusers.hooks import apply_layerwise_casting
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
-from torch.utils.data import DataLoader
 
 from edit import EditPipeline
 from edit.conditioning import Conditioning, embed, pad, text_stream
@@ -30,7 +29,7 @@ from training.edit_places import NUMBERS, PLACES, importance
 from training.edit_sheet import results_sheet
 from training.edit_stages import EditStage, Lora
 from training.edit_start import Start, start
-from training.loop import train
+from training.loop import made_ahead, train
 from training.recipe import Recipe
 from training.schedule import RecipeError
 from training.world.edits import EDIT_FAMILIES, draw_edit
@@ -164,8 +163,7 @@ class EditTask:
             vae = self.start.parts["vae"]
             return live_pairs(self.stage, self.drawn, self.reader, vae, first_step, workers, rank, world_size)
         data = EditSteps(self.stage, self.cache, self.seed, rank, world_size, self.pairs, self.start.conditioning)
-        return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
-                          prefetch_factor=4 if workers else None)  # fmt: skip
+        return made_ahead(data, first_step, workers)
 
     def count(self, batch: dict) -> int:
         return len(batch["weight"])

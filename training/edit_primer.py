@@ -14,7 +14,6 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 
 from edit.configuration import PRESETS, build
 from edit.flow import flow_shift, set_schedule, skip_reference_output, velocity
@@ -26,7 +25,7 @@ from training.edit_places import NUMBERS, describe, spelled
 from training.edit_sheet import results_sheet
 from training.edit_stages import PrimerStage
 from training.edit_start import like
-from training.loop import train
+from training.loop import made_ahead, train
 from training.recipe import Recipe
 from training.schedule import RecipeError
 from training.vae import to_pictures, to_pixels
@@ -100,8 +99,7 @@ class PrimerTask:
             pairs = PrimerPairs(self.stage, self.seed)
             return live_pairs(self.stage, pairs, None, self.vae, first_step, workers, rank, world_size)
         data = EditSteps(self.stage, self.cache, self.seed, rank, world_size)
-        return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
-                          prefetch_factor=4 if workers else None)  # fmt: skip
+        return made_ahead(data, first_step, workers)
 
     def count(self, batch: dict) -> int:
         return len(batch["target"])

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from training.data import Steps
-from training.loop import train
+from training.loop import made_ahead, train
 from training.recipe import Recipe, Stage
 
 
@@ -29,7 +29,8 @@ class LanguageTask:
                 layer.compile(dynamic=True)
 
     def batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
-        return Steps(self.stage, self.processor, self.loss_on, self.seed, rank, world_size).loader(first_step, workers)
+        data = Steps(self.stage, self.processor, self.loss_on, self.seed, rank, world_size)
+        return made_ahead(data, first_step, workers)
 
     def count(self, batch: dict) -> int:
         return len(batch["targets"])

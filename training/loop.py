@@ -21,6 +21,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_li
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 
 from training.curves import draw_curves
 from training.optim import build_optimizer
@@ -64,6 +65,12 @@ class Task(Protocol):
     def write(self, model: torch.nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Writes the trained model into a new folder; main process alone. `state` is gathered from all devices."""
         ...
+
+
+def made_ahead(data: Dataset, first_step: int, workers: int) -> DataLoader:
+    """The items of `data`, a step each, from `first_step` on, made in other processes so that no step waits."""
+    return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
+                      prefetch_factor=4 if workers else None)  # fmt: skip
 
 
 def faster_precision(device: torch.device) -> str:

@@ -15,14 +15,14 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from edit.configuration import build
 from edit.latents import decode, encode
 from training import live
 from training.edit_stages import VaeStage
-from training.loop import train
+from training.loop import made_ahead, train
 from training.recipe import Recipe
 from training.world import draw_sample
 from training.world.edits import draw_edit
@@ -140,8 +140,7 @@ class VaeTask:
         if self.stage.live:
             return self._live_batches(first_step, workers, rank, world_size)
         data = Pictures(self.stage, self.seed, rank, world_size)
-        return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
-                          prefetch_factor=4 if workers else None)  # fmt: skip
+        return made_ahead(data, first_step, workers)
 
     def _live_batches(self, first_step: int, workers: int, rank: int, world_size: int) -> Iterable[list[dict]]:
         def batches(rows: live.Rows, step: int, generator: torch.Generator) -> list[dict]:
