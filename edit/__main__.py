@@ -190,8 +190,10 @@ def serve(options: Serve) -> None:
 
 def benchmark(options: Bench) -> None:
     """Prints the table. Raises ModelError or PictureError."""
-    noise = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
-    picture = open_picture(options.picture) if options.picture else Image.fromarray(noise)
+    if options.picture:
+        picture = open_picture(options.picture)
+    else:
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8))
     model = options.model or "mini"
     try:
         locate_editor(model)

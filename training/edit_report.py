@@ -114,9 +114,11 @@ def compare_edit_reports(editors: Sequence[str], *arguments) -> dict[str, list[d
     return {"against": [edit_report(editor, *arguments) for editor in editors]} if editors else {}
 
 
-def embed_edits(pipeline: EditPipeline, edits: list[Edit], told: str = "instruction", batch_size: int = 16) -> list:
-    """The embeddings of the edits told by their instructions, or with `plan` by what the editor is told of a planned
-    edit; see `EditPipeline.encode_prompt`."""
+def embed_edits(
+    pipeline: EditPipeline, edits: list[Edit], told: str = "instruction", batch_size: int = 16
+) -> list[torch.Tensor]:
+    """(tokens, width) each, of the edits told by their instructions, or with `plan` by what the editor is told of a
+    planned edit; see `EditPipeline.encode_prompt`."""
     words = [e.instruction for e in edits]
     if told == "plan":
         words = [pipeline.conditioning.with_plan(e.instruction, "; ".join(e.steps)) for e in edits]

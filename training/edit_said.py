@@ -25,8 +25,11 @@ def spells(pipeline: EditPipeline) -> bool:
 def said_right(
     pipeline: EditPipeline, edits: Sequence[Edit], embeddings: Sequence[torch.Tensor], batch_size: int = 16
 ) -> list[bool]:
-    """Whether of each edit, as `EditPipeline.encode_prompt` reads it, all numbers of all places are right: every
-    yes and no, and the spots within `SPOT_TOLERANCE`.
+    """Whether of each edit all numbers of all places are right: every yes and no, and the spots within
+    `SPOT_TOLERANCE`.
+
+    Args:
+        embeddings: (tokens, width) an edit, from `EditPipeline.encode_prompt`.
 
     Raises:
         ValueError: the connector `spells` nothing.

@@ -68,7 +68,8 @@ class Task(Protocol):
 
 
 def made_ahead(data: Dataset, first_step: int, workers: int) -> DataLoader:
-    """The items of `data`, a step each, from `first_step` on, made in other processes so that no step waits."""
+    """The items of `data`, a step each, from `first_step` on, made by `workers` other processes so that no step waits;
+    0 makes them in this one."""
     return DataLoader(data, batch_size=None, sampler=range(first_step, len(data)), num_workers=workers,
                       prefetch_factor=4 if workers else None)  # fmt: skip
 
