@@ -27,7 +27,7 @@ POLL_SECONDS = 0.1
 ABOUT = (
     "The model reads picture and instruction, and its embeddings steer a diffusion transformer that repaints the "
     "whole picture. **mini** knows drawn scenes alone and does what it is told three times in five, most "
-    "often removing, recolouring or adding a shape; it can hardly write, and has never seen a photograph."
+    "often removing, recolouring or replacing a shape; it can hardly write, and has never seen a photograph."
 )
 CSS = """
 #edit-picture img { width: 100%; height: 100%; object-fit: contain; }
